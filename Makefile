@@ -1,0 +1,72 @@
+# Ruyi in C. `make help` lists the targets.
+#
+# The results do not depend on any flag here but -ffp-contract=off, which every build needs: optimisation, instruction
+# set and OpenMP change the time, never a byte. The instruction set is chosen at build time (-march=native), because
+# one text then compiles to whatever the machine has, without a dispatcher. Override with NATIVE= (portable, slow
+# without the machine's fma) or NATIVE=-mavx2\ -mfma; build without threads with OPENMP= .
+
+CC       ?= cc
+CFLAGS   ?= -O3
+WARNINGS  = -Wall -Wextra -Wpedantic -Wshadow -Wconversion
+works     = $(shell t=$$(mktemp) && printf 'int main(void) { return 0; }\n' | $(CC) $(1) -x c - -o $$t 2>/dev/null && \
+              echo '$(1)'; rm -f $$t)
+NATIVE   := $(call works,-march=native)
+OPENMP   := $(call works,-fopenmp)
+# What the compiler may assume: nobody reads errno or floating-point traps. It lets loops become vectors.
+NUMERIC   = -ffp-contract=off -fno-math-errno -fno-trapping-math
+FLAGS     = -std=c11 $(CFLAGS) $(NUMERIC) $(NATIVE) $(OPENMP) $(WARNINGS)
+SOURCES   = ruyi.c vae.c dit.c tensor.c io.c
+
+.PHONY: all demo test asan clean help
+
+all: ruyi
+
+ruyi: $(SOURCES:%.c=build/float/%.o)
+	$(CC) $(FLAGS) $^ -lm -o $@
+
+ruyi64: $(SOURCES:%.c=build/double/%.o)
+	$(CC) $(FLAGS) $^ -lm -o $@
+
+build/float/%.o: %.c ruyi.h Makefile
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) -c $< -o $@
+
+build/double/%.o: %.c ruyi.h Makefile
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) -DREAL=double -c $< -o $@
+
+# What the unit tests check has no command line: they include the sources.
+build/unit build/unit64: tests/unit.c tests/io_test.h $(SOURCES) ruyi.h Makefile
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) -DREAL=$(if $(findstring 64,$@),double,float) tests/unit.c -lm -o $@
+
+# Address and undefined-behaviour sanitizers; small, so that the tests under it end in minutes.
+asan: build/ruyi-asan build/unit-asan
+build/ruyi-asan: $(SOURCES) ruyi.h Makefile
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -O1 -g $(NUMERIC) $(NATIVE) $(WARNINGS) -fsanitize=address,undefined -fno-sanitize-recover=all $(SOURCES) -lm -o $@
+build/unit-asan: tests/unit.c tests/io_test.h $(SOURCES) ruyi.h Makefile
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -O1 -g $(NUMERIC) $(NATIVE) $(WARNINGS) -fsanitize=address,undefined -fno-sanitize-recover=all tests/unit.c -lm -o $@
+
+demo: ruyi
+	./ruyi -m weights/ruyi-tiny -i weights/start/meadow.ppm --frames 24 --size 128x128 --camera left --motion 2 -o out.y4m
+	@echo
+	@echo "out.y4m is one second of animation, made from weights/start/meadow.ppm by the embedded model: the camera pans left."
+	@echo "Watch it:    ffplay -loop 0 out.y4m        (or mpv, VLC)"
+	@echo "Convert it:  ffmpeg -i out.y4m out.mp4     or a frame each: ffmpeg -i out.y4m frame-%04d.png"
+
+test: ruyi ruyi64 build/unit build/unit64
+	tests/run.sh
+
+clean:
+	rm -rf build ruyi ruyi64 out.y4m
+
+help:
+	@echo "make            ruyi, the program (float32)"
+	@echo "make demo       animate a picture with the embedded model into out.y4m"
+	@echo "make test       all tests: units, golden cases in both precisions, the command line"
+	@echo "make ruyi64     the same program in float64, the oracle"
+	@echo "make asan       build/ruyi-asan and build/unit-asan, under address and undefined-behaviour sanitizers"
+	@echo "make clean      remove what was built"
+	@echo "CC=clang, CFLAGS=-O2, NATIVE=, OPENMP=  choose compiler, optimisation, instruction set, threads"

@@ -1,0 +1,432 @@
+/* ruyi.h - the map of the program: every shared type, and every function that one file offers to the others.
+ *
+ *     pictures --io--> bytes --resize--> pixels, mask
+ *     pixels, mask --vae_encode--> mask_latents, masked_latents          (posterior noise: generator 2)
+ *     first picture --clip_encode--> clip tokens
+ *     embeddings.safetensors --control words--> text rows [negative, positive]
+ *     noise (generator 1) --> for each timestep: dit_forward --> guidance --> sched_step --> latents
+ *     latents --vae_decode, smooth--> video --> bytes --io--> frames
+ *
+ * Shape letters, used in every comment:
+ *     B       guidance rows: 2 [negative, positive], or 1 [positive] where guidance is off
+ *     F h w   latent frames, height, width            T H W   video frames, height, width in pixels
+ *     C       channels                                Z       latent channels (16)
+ *     D       hidden_size of the DiT                  p       its patch side; N = F * h/p * w/p tokens
+ *     X       cross_attention_dim                     Q       n_query, the image tokens that a block sees
+ *
+ * Layout: channels last everywhere, [T][H][W][C] in the VAE and [N][D] in the DiT. PyTorch's order appears only at the
+ * border, in weights (read) and dumps (written).
+ *
+ * Numbers: `real` is float; the second build, -DREAL=double, is the oracle. Random draws, scheduler tables and the
+ * 8-bit resize are the same bits in both. Every sum has one order (tensor.c), so that compiler, instruction set,
+ * thread count and tile size cannot change a bit.
+ *
+ * Errors: whatever cannot go on calls die() with one line (what: where: got, expected; what to do) and an exit code.
+ * Only the parsers of foreign bytes return a reason instead, so that tests and fuzzers can call them.
+ */
+#ifndef RUYI_H
+#define RUYI_H
+
+#include <float.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __FAST_MATH__
+#error "-ffast-math and -Ofast change the order of sums, which is the definition of this program's results"
+#endif
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
+#error "arithmetic must be evaluated in its own type (on 32-bit x86: -msse2 -mfpmath=sse)"
+#endif
+
+#define RUYI_VERSION "1.0"
+
+#ifndef REAL
+#define REAL float
+#endif
+typedef REAL real;
+
+#ifdef __GNUC__
+#define PRINTF(f, a) __attribute__((format(printf, f, a)))
+#else
+#define PRINTF(f, a)
+#endif
+
+/* ---------------------------------------------------------------- shapes, tensors, weights, memory */
+
+enum { MAX_DIMS = 5 };
+
+typedef struct { int ndim; int64_t dim[MAX_DIMS]; } shape;
+#define SHAPE(...) ((shape){ (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), { __VA_ARGS__ } })
+
+/* A view of activations: row-major, contiguous, owns nothing. data is NULL in the planning pass (see arena). */
+typedef struct { real *data; int ndim; int64_t dim[MAX_DIMS]; } tensor;
+
+/* Element types of safetensors files, in the order of dtype_name[] and dtype_bits[] (io.c). */
+typedef enum {
+    BOOL, U8, I8, I16, U16, I32, U32, I64, U64, F16, BF16, F32, F64, C64,
+    F8_E5M2, F8_E4M3, F8_E8M0, F8_E4M3FNUZ, F8_E5M2FNUZ, F4, F6_E2M3, F6_E3M2, DTYPES
+} dtype;
+
+struct lora;
+
+/* A parameter, in the type and byte order that the checkpoint stores. Kernels widen it while they read. */
+typedef struct {
+    const unsigned char *data;  /* first element, unaligned, little-endian; NULL: absent (a layer without bias) */
+    dtype type;                 /* F64 F32 F16 BF16 F8_E4M3 F8_E5M2, or BOOL and integers for masks */
+    int ndim;
+    int64_t dim[MAX_DIMS];
+    const char *key;            /* the checkpoint's name of it */
+    const struct lora *lora;    /* low-rank updates of a matrix, added while widening; NULL: none */
+} weight;
+
+/* A linear layer, a convolution or an affine norm: NAME.weight and NAME.bias (absent where the layer has none). */
+typedef struct { weight weight, bias; } layer;
+
+/* W += scale * up @ down, one link per file that names the layer (public: utils/lora_utils.py merge_lora). */
+typedef struct lora {
+    weight up, down;            /* [N][rank], [rank][K] */
+    real scale;                 /* the file's weight * alpha / rank; alpha absent: the weight alone */
+    const struct lora *next;
+} lora;
+
+/* All activations live in one block: temporaries grow from its low end, marked and reset like a stack; what must
+ * outlive them (caches) grows from the high end. A planning arena has no memory: tensors get shapes but no data,
+ * kernels check shapes and compute nothing, and the peak that it records is the memory of the real pass. */
+typedef struct {
+    unsigned char *base;
+    size_t size;                /* bytes; unlimited while planning */
+    size_t low, high, peak;     /* bytes in use at either end, and the largest low + high so far */
+    bool planning;
+} arena;
+
+/* ---------------------------------------------------------------- io.c: files and formats */
+
+enum { DONE = 0, DIFFERS = 1, BAD_INPUT = 2, SYSTEM_ERROR = 3 };   /* exit codes */
+
+_Noreturn void die(int code, const char *format, ...) PRINTF(2, 3);
+void *allocate(size_t count, size_t size);          /* zeroed; dies with SYSTEM_ERROR when there is no memory */
+char *text_of(const char *format, ...) PRINTF(1, 2);/* a new string */
+const char *nearest_word(const char *word, const char *const *words, int count);    /* smallest edit distance */
+void remove_temporaries(void);                      /* half-written outputs; called by die() and signal handlers */
+
+/* JSON (RFC 8259, strict). A json value is a span of text that json_check accepted; text == NULL: absent. */
+typedef struct { const char *text, *end; } json;
+enum { REASON = 512 };                              /* room for a parser's reason */
+bool json_check(const char *text, size_t size, bool minus_infinity, json *root, char reason[REASON]);
+json json_member(json object, const char *name);    /* the last member of that name, as Python's json keeps it */
+bool json_next(json container, json *cursor, json *name, json *value);  /* *cursor starts as {0} */
+char json_kind(json value);                         /* one of { [ " 0 t f n, or 0 when absent */
+double json_number(json value);
+char *json_string(json value);                      /* decoded to UTF-8, a new string */
+
+/* A folder's configuration file. Getters die with file, field, got and expected; REQUIRED has no default. */
+typedef struct { char *path; json root; struct words *read; } config;
+#define REQUIRED INT64_MIN
+config config_open(const char *folder, const char *name);
+int64_t config_int(config c, const char *field, int64_t otherwise, int64_t least, int64_t most);
+double config_real(config c, const char *field, double otherwise);      /* NAN: no default */
+bool config_bool(config c, const char *field, bool otherwise);
+char *config_word(config c, const char *field, const char *otherwise);  /* NULL: no default */
+int config_ints(config c, const char *field, int64_t *list, int most);  /* count; -1: absent; dies beyond `most` */
+int config_words(config c, const char *field, char **list, int most);   /* also a Python tuple or list in a string */
+json config_member(config c, const char *field);    /* null counts as absent, as in every getter */
+void config_print_unread(config c);                 /* the fields that nothing asked for, on one line of stdout */
+_Noreturn void config_refuse(config c, const char *field, const char *format, ...) PRINTF(3, 4);
+
+/* safetensors. Every rule is numbered in io.c; a refused file gives the number. */
+extern const char *const dtype_name[DTYPES];
+extern const int dtype_bits[DTYPES];
+typedef struct {
+    char *name;
+    dtype type;
+    int ndim;                   /* any rank */
+    int64_t *dim;
+    const unsigned char *data;
+    uint64_t count, bytes, begin;   /* elements, bytes, and offset of the first byte in the file's data */
+} st_tensor;
+typedef struct {
+    char *path;
+    const unsigned char *map;   /* the file's bytes, mapped or given */
+    size_t size;
+    json metadata;              /* an object of strings, or absent */
+    st_tensor *tensors;         /* in the order of the file's data */
+    const st_tensor **by_name;  /* the same, sorted by name */
+    int64_t count;
+} safetensors;
+bool safetensors_parse(const unsigned char *bytes, size_t size, safetensors *out, char reason[REASON]);
+safetensors *safetensors_open(const char *path);    /* mmapped; dies with the rule that the file breaks */
+void safetensors_free(safetensors *file);           /* what safetensors_parse allocated, and the mapping if any */
+const st_tensor *safetensors_find(const safetensors *file, const char *name);       /* NULL: none */
+shape shape_of(const st_tensor *t);                 /* without leading ones beyond MAX_DIMS; dies on a higher rank */
+/* One file, whole or not at all. data: host byte order; names, types, shapes and data side by side. */
+typedef struct { const char *name; dtype type; shape shape; const void *data; } st_entry;
+void safetensors_write(const char *path, const st_entry *entries, int count);
+
+/* The weights of one component: FOLDER/STEM.safetensors, or the shards of FOLDER/STEM.safetensors.index.json. */
+typedef struct {
+    char *folder, *stem;
+    safetensors **files;
+    int nfiles;
+    bool **used;                /* [file][tensor]: has been bound */
+    const safetensors *const *loras; const double *lora_scales; int nloras; bool **lora_used;
+    uint64_t copied;            /* bytes of convolution weights that bind_conv put in order */
+} weights;
+weights *weights_open(const char *folder, const char *stem);
+void weights_add_loras(weights *w, const safetensors *const *files, const double *scales, int count);   /* before binding */
+bool weights_has(const weights *w, const char *key);
+weight bind(weights *w, shape expected, const char *key, ...) PRINTF(3, 4);     /* dies: missing, misshapen, dtype */
+weight bind_conv(weights *w, shape expected, const char *key, ...) PRINTF(3, 4);/* [Cout][Cin][taps] to a copy [Cout][taps][Cin] */
+layer bind_linear(weights *w, int64_t n, int64_t k, const char *name, ...) PRINTF(4, 5);        /* NAME.weight [n][k], .bias [n] */
+layer bind_norm(weights *w, int64_t n, const char *name, ...) PRINTF(3, 4);                     /* NAME.weight [n], .bias [n] */
+layer bind_convolution(weights *w, shape kernel, const char *name, ...) PRINTF(3, 4);           /* NAME.weight as bind_conv, .bias */
+const st_tensor *weights_nonfinite(const weights *w, int64_t *index);     /* the first with a nan or infinity, or NULL */
+void weights_ignore(weights *w, const char *glob);  /* known and not read */
+void weights_done(const weights *w, bool allow_unknown);    /* dies naming the first tensor that has no place */
+uint64_t weights_bytes(const weights *w);           /* mapped bytes of all tensors */
+
+/* Pictures. rgb: [h][w][3], 8 bits. */
+typedef struct { int64_t w, h; unsigned char *rgb; } image;
+bool ppm_parse(const unsigned char *bytes, size_t size, size_t *used, image *out, char reason[REASON]);
+int images_read(const char *path, image *list, int room);   /* all pictures of a file or of "-"; returns their count */
+image image_resize(image in, int64_t w, int64_t h);         /* Pillow's bicubic, bit for bit */
+
+/* Frames out: NAME.y4m, NAME-%04d.ppm, or "-" (Y4M to standard output). They appear whole or not at all. */
+typedef struct output output;
+output *output_open(const char *path, int64_t w, int64_t h, int64_t frames);    /* refuses what cannot be written, early */
+void output_frame(output *o, const unsigned char *rgb);
+void output_close(output *o);
+void output_check(const char *path);                /* dies when no file can be made there */
+void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *planes);     /* 4:2:0, full range BT.601 */
+
+/* Looking inside. What a stage needs besides its inputs: */
+typedef struct run {
+    arena *arena;
+    const char *dump_dir;       /* NULL: no dumps */
+    bool keep_rows;             /* guidance rows are run together, because a dump shows them together */
+    const char *const *filters; int nfilters;       /* globs of the names to dump; none: all */
+    int verbosity;              /* 0 quiet, 1 progress, 2 more */
+    struct progress *progress;
+} run;
+typedef enum { AS_IS, CHANNELS_FIRST, ROWS_CHANNELS_FIRST } layout; /* [...C] -> [C...]; [B][...C] -> [B][C...] */
+void dump(const run *r, tensor x, layout order, const char *name, ...) PRINTF(4, 5);
+void dump_data(const run *r, const void *data, dtype type, shape s, const char *name, ...) PRINTF(5, 6);
+int compare(const char *golden, const char *mine, const char *class, bool verbose); /* an exit code */
+
+/* ---------------------------------------------------------------- tensor.c: memory, arithmetic, random numbers */
+
+arena arena_plan(void);
+arena arena_new(size_t bytes);                      /* dies with SYSTEM_ERROR when there is no memory */
+void arena_free(arena *a);
+size_t arena_mark(const arena *a);
+void arena_reset(arena *a, size_t mark);
+tensor arena_return(arena *a, size_t mark, tensor x);       /* reset to mark, keeping x: moved down to the mark */
+size_t arena_mark_high(const arena *a);
+void arena_reset_high(arena *a, size_t mark);
+void *arena_alloc(arena *a, size_t count, size_t size);     /* 64-byte aligned; NULL while planning */
+
+tensor tensor_new(arena *a, shape s);
+tensor tensor_new_high(arena *a, shape s);          /* from the high end: survives arena_reset */
+tensor tensor_view(tensor x, shape s);              /* the same elements in another shape */
+tensor tensor_part(tensor x, int64_t first, int64_t count);  /* x[first : first + count] of the first dimension */
+int64_t tensor_count(tensor x);
+void tensor_fill(tensor x, real value);
+void tensor_copy(tensor to, tensor from);
+void tensor_check(tensor x, shape expected, const char *what);      /* dies: a bug, not an input */
+
+void weight_row(weight w, int64_t row, int64_t first, int64_t count, real *out);    /* widened, low-rank updates added */
+real *weight_vector(arena *a, weight w);            /* a whole small parameter, widened */
+
+/* y[m][n] = bias[n] + sum_k x[m][k] weight[n][k]. weight: [N][K] or [N][1][K]. */
+tensor linear(arena *a, tensor x, layer l);
+void linear_to(arena *a, tensor y, tensor x, layer l);
+weight weight_rows(weight w, int64_t first, int64_t count); /* rows of a packed matrix or vector (in_proj) */
+
+/* Time padding of a convolution, by the public CausalConv3d's padding_flag. */
+typedef enum {
+    PAD_REPLICATE = 0,          /* plain: the first frame twice in front */
+    PAD_SINGLE = 1,             /* one frame alone: a zero frame on each side */
+    PAD_SLICE = 2,              /* a slice: a zero frame on each side */
+    PAD_CACHE_FIRST = 5,        /* first cached slice: as 0, and remember the last two frames of the padded input */
+    PAD_CACHE_NEXT = 6,         /* later ones: what was remembered in front, and remember anew */
+} pad_mode;
+typedef struct {
+    int64_t kernel[3], stride[3];   /* t, y, x */
+    int64_t pad;                /* zeros above and left of the picture; below and right as much as the output needs */
+    int64_t up;                 /* 1, or 2: the input is seen enlarged twice by nearest neighbours in space */
+    pad_mode time;
+    tensor *cache;              /* [2][H][W][C], for the two cached modes */
+} conv_spec;
+/* y [T'][H'][W'][Cout], whose size the caller knows, from x [T][H][W][Cin]; weight: [Cout][taps][Cin]. */
+void conv(arena *a, tensor y, tensor x, conv_spec s, layer l);
+
+/* softmax(q k / sqrt(head)) v for `sequences` independent sequences. q, y: [sequences * nq][heads * head],
+ * k, v: [sequences * nk][heads * head]. q is scaled here. */
+void attention(arena *a, tensor y, tensor q, tensor k, tensor v, int64_t sequences, int64_t heads);
+
+void layer_norm(arena *a, tensor y, tensor x, layer l, double eps);  /* over the last dimension; y may be x */
+/* x: [T][H][W][C]; statistics over `span` consecutive frames at a time; SiLU after it if asked. y may be x. */
+void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, layer l, bool silu);
+/* LayerNorm of every head of x [N][heads * head], then rotary turning by table [period][head/2][cos, sin] (rows repeat
+ * with that period; NULL: no turning). */
+void head_norm_rotary(arena *a, tensor x, int64_t heads, layer l, double eps, const double *table, int64_t period);
+
+typedef enum { SILU, GELU_TANH, GELU_ERF, QUICK_GELU } activation;
+void activate(tensor x, activation f);
+void add(tensor y, tensor x);                       /* y += x */
+void gate_gelu(tensor y, tensor x);                 /* y [M][D] = a * gelu_erf(b), x [M][2 D] = [a, b] */
+
+/* The project's own functions, built from + - * / sqrt fma and bit moves; double precision unless said. */
+real exp2_real(real x);
+double exp_own(double x);
+double log_own(double x);
+double erf_own(double x);
+void sincos_own(double x, double *sine, double *cosine);
+
+/* torch's CPU generator (MT19937, float32 normals), bit for bit. */
+typedef struct { uint32_t state[624]; int next; bool has_second; float second; } generator;
+void generator_seed(generator *g, uint64_t seed);
+void generator_randn(generator *g, float *out, int64_t count);
+
+/* The textbook loops: the definition of every sum. The kernels above must give the same bits (tests/unit.c). */
+void linear_plain(real *y, const real *x, const real *w, const real *b, int64_t m, int64_t n, int64_t k);
+void conv_plain(real *y, const real *x, const real *w, const real *b, const int64_t in[4], const int64_t out[4], conv_spec s);
+void attention_plain(real *y, const real *q, const real *k, const real *v, int64_t nq, int64_t nk, int64_t heads, int64_t head);
+
+/* ---------------------------------------------------------------- vae.c: AutoencoderKLMagvit (the Casual VAE) */
+
+enum { MAX_LEVELS = 8 };
+
+typedef enum { SLICE_CACHE, SLICE_COMPRESSION, SLICE_MAG, SLICE_NONE } slice_mode;
+typedef enum { ATTEND_3D, ATTEND_SPATIAL, ATTEND_TEMPORAL, ATTEND_SPATIAL_TEMPORAL } mid_attention;
+
+typedef struct {                /* vae/config.json */
+    config file;
+    int64_t in_channels, out_channels, latent_channels;
+    int64_t levels;             /* length of ch_mult */
+    int64_t channels[MAX_LEVELS];   /* ch * ch_mult */
+    bool down_time[MAX_LEVELS], up_time[MAX_LEVELS];    /* SpatialTemporal... rather than Spatial...Block3D */
+    int64_t layers_per_block, norm_num_groups;
+    double scaling_factor;
+    slice_mode mode;
+    int64_t mini_batch_encoder, mini_batch_decoder;
+    bool mid_block_use_attention;
+    mid_attention mid_block_attention_type;
+    int64_t mid_block_num_attention_heads;
+    bool spatial_group_norm;
+    bool tile_encoder, tile_decoder;
+    int64_t tile_sample_min_size, tile_latent_min_size;
+    double tile_overlap_factor;
+    int64_t block_out_channels; /* its length, which the pipeline reads; 0: absent */
+} vae_config;
+
+typedef struct vae vae;
+vae *vae_open(const char *folder, bool encoder, bool decoder, bool allow_unknown);
+const vae_config *vae_settings(const vae *v);
+const weights *vae_weights(const vae *v);
+int64_t vae_scale(const vae_config *c);             /* pixels per latent, in space */
+int64_t vae_latent_frames(const vae_config *c, int64_t frames);    /* what the encoder makes of that many frames */
+int64_t vae_video_frames(const vae_config *c, int64_t frames);     /* what the decoder makes of that many latent frames */
+/* [T][H][W][in_channels] in -1..1 -> moments [F][h][w][2 Z]: mean, logvar (not clamped). name: dump prefix or NULL. */
+tensor vae_encode(const run *r, const vae *v, tensor pixels);
+/* latents (already divided by scaling_factor) [F][h][w][Z] -> [T][H][W][out_channels], not clamped */
+tensor vae_decode(const run *r, const vae *v, tensor latents);
+
+/* ---------------------------------------------------------------- dit.c: CLIP image tower and DiT */
+
+typedef struct {                /* image_encoder/config.json and preprocessor_config.json */
+    config file, preprocessor;
+    int64_t hidden_size, intermediate_size, num_hidden_layers, num_attention_heads;
+    int64_t image_size, patch_size;
+    activation hidden_act;
+    double layer_norm_eps;
+    int64_t shortest_edge, crop_size;
+    double rescale_factor, image_mean[3], image_std[3];
+} clip_config;
+typedef struct clip clip;
+clip *clip_open(const char *folder, bool allow_unknown);
+const clip_config *clip_settings(const clip *c);
+const weights *clip_weights(const clip *c);
+image clip_preprocess(const clip_config *c, image picture);         /* resized and cropped, 8 bits */
+/* the picture as clip_preprocess leaves it -> tokens of the last layer without the class token [patches][hidden_size] */
+tensor clip_encode(const run *r, const clip *c, image crop);
+
+typedef struct {                /* transformer/config.json */
+    config file;
+    int64_t num_attention_heads, attention_head_dim, hidden_size, num_layers, inner;
+    int64_t patch_size, in_channels, out_channels;
+    int64_t cross_attention_dim, cross_attention_dim_t5, pooled_projection_dim, text_len, text_len_t5;
+    int64_t n_query, projection_dim;
+} dit_config;
+typedef struct dit dit;
+dit *dit_open(const char *folder, const safetensors *const *loras, const double *scales, int nloras, bool allow_unknown);
+const dit_config *dit_settings(const dit *d);
+const weights *dit_weights(const dit *d);
+
+typedef struct { weight emb1, mask1, emb2, mask2; } control;        /* one row of embeddings.safetensors */
+
+/* Everything a call of the DiT is told that does not change from step to step. */
+typedef struct {
+    int64_t rows;               /* B */
+    tensor extra;               /* [B][D] extra_embedder([pooled, meta, style]) */
+    tensor text;                /* [B][text_len + text_len_t5][X] */
+    tensor image;               /* [B][Q][X]: the positive row sees CLIP, the negative clip_padding */
+    tensor padding;             /* [B][Q][X]: clip_padding only */
+} dit_condition;
+/* rows: [negative, positive] or [positive]; tokens: CLIP's [patches][width], or ndim 0: no picture. */
+dit_condition dit_conditions(const run *r, const dit *d, const control *rows, int64_t count, tensor tokens, int64_t height, int64_t width);
+
+/* TeaCache (public: HunyuanTransformer3DModel.TeaCacheParameters). threshold 0: off. */
+typedef struct {
+    double threshold; int64_t skip_start, skip_end, steps;
+    int64_t count;              /* calls since the count was last 0 */
+    double sum, delta;          /* accumulated change; the polynomial's value at this call, 0 where none */
+    bool computed;              /* this call computed (or used the cache) */
+    int64_t cached;             /* calls that used the cache */
+    tensor last, residual;      /* [B][N][D] block 0's modulated input, and norm_out's output - patch tokens */
+} tea_cache;
+/* Enhance-A-Video. on: this call scales attn1's output. */
+typedef struct { bool enabled; double weight; int64_t skip_start, skip_end, steps, count; } enhance;
+
+/* latents [F][h][w][Z], inpaint [F][h][w][2 Z], timestep t, image tokens (c.image or c.padding), call's index for dump
+ * names -> [B][F][h][w][out_channels] */
+tensor dit_forward(const run *r, const dit *d, const dit_condition *c, tensor latents, tensor inpaint, double t,
+                   bool see_image, int64_t call, tea_cache *tea, enhance *eav);
+
+/* ---------------------------------------------------------------- ruyi.c: schedulers, pipeline, command line */
+
+typedef enum { DDIM, EULER, EULER_A, DPMPP, PNDM, SCHEDULERS } sched_type;
+typedef enum { EPSILON, SAMPLE, V_PREDICTION } prediction;
+typedef enum { LEADING, TRAILING, LINSPACE } spacing;
+typedef struct {                /* scheduler/scheduler_config.json, as the class of that type reads it */
+    config file;
+    sched_type type;
+    int64_t num_train_timesteps, steps_offset;
+    double beta_start, beta_end;
+    const char *beta_schedule;  /* linear, scaled_linear, squaredcos_cap_v2, trained */
+    float *trained_betas;
+    prediction prediction_type;
+    spacing timestep_spacing;
+    bool set_alpha_to_one, clip_sample, rescale_betas_zero_snr, thresholding;
+    double clip_sample_range, dynamic_thresholding_ratio, sample_max_value;
+} sched_config;
+typedef struct {
+    sched_config config;
+    float *betas, *alphas_cumprod;  /* [num_train_timesteps] */
+    int64_t steps, calls;       /* asked for; timesteps, and calls of the model (PNDM: steps + 9) */
+    double *timesteps;          /* [calls] */
+    float *sigmas;              /* [calls + 1], Euler, Euler A, DPM++ */
+    double init_noise_sigma;
+    int64_t index;              /* calls done */
+    tensor history[5];          /* DPM++: the clean sample before; PNDM: three outputs, newest first, a sample, a sum */
+} scheduler;
+sched_config sched_read(const char *folder, sched_type type);
+scheduler sched_new(arena *a, sched_config c, int64_t steps, shape latents);
+void sched_free(scheduler *s);
+void sched_input(const scheduler *s, tensor x, tensor sample);      /* x = scale_model_input(sample) at the next call */
+void sched_step(scheduler *s, tensor sample, tensor v, tensor noise);   /* v: the model's output; sample becomes the next one */
+
+void progress(const run *r, const char *stage, int64_t done, int64_t total);
+int64_t ruyi_threads(void);
+
+#endif

@@ -1,0 +1,1291 @@
+/* tensor.c - memory, arithmetic and random numbers: all the numeric work that knows nothing of the model.
+ *
+ *     arena      one block for all activations; planned by running the same code without data
+ *     widening   F64 F32 F16 BF16 F8 weights to `real`, the only place where a checkpoint's number becomes ours
+ *     functions  exp2, exp, log, erf, sin, cos from + - * / sqrt fma and bit moves
+ *     products   linear, convolution and both attention products on one micro-kernel
+ *     norms      LayerNorm, GroupNorm, in double with one rounding
+ *     random     torch's CPU generator
+ *     textbook   the plain loops that define every sum
+ *
+ * Invariants. Every sum has one order, written in the textbook loops at the end of this file:
+ *     linear, conv   acc = bias; for each 256 consecutive k: s = 0; s = fma(x, w, s) in order; acc = acc + s
+ *     attention      keys in chunks of 256, online softmax in base 2, one query at a time
+ *     norms          8 interleaved sums in double, added as ((0+4)+(2+6))+((1+5)+(3+7))
+ * Threads and vector lanes only ever split independent outputs. So the bytes do not depend on the compiler, the
+ * instruction set, the number of threads or the size of a tile. -ffp-contract=off keeps a*b+c two roundings; where
+ * one rounding is meant, the text says fma.
+ */
+#define _DEFAULT_SOURCE     /* madvise */
+#include "ruyi.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#define PARALLEL_FOR _Pragma("omp parallel for schedule(dynamic)")
+#define PARALLEL_FOR_EVEN _Pragma("omp parallel for schedule(static)")
+static int thread_number(void) { return omp_get_thread_num(); }
+int64_t ruyi_threads(void) { return omp_get_max_threads(); }
+#else
+#define PARALLEL_FOR
+#define PARALLEL_FOR_EVEN
+static int thread_number(void) { return 0; }
+int64_t ruyi_threads(void) { return 1; }
+#endif
+
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define UNROLL _Pragma("GCC unroll 16")
+#else
+#define UNROLL
+#endif
+#ifdef __GNUC__
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#else
+#define ALWAYS_INLINE inline
+#endif
+
+enum { CHUNK = 256 };       /* terms in one partial sum: part of the definition, not a tuning knob */
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static real fma_real(real a, real b, real c) { return _Generic(c, float: fmaf, double: fma)(a, b, c); }
+
+/* ---------------------------------------------------------------- arena */
+
+enum { ALIGNMENT = 64 };    /* one cache line, and the widest vector register */
+
+/* An arena without memory: everything gets a shape, nothing gets data, the peak is recorded. */
+arena arena_plan(void) { return (arena){ .size = SIZE_MAX / 2, .planning = true }; }
+
+/* An arena of that many bytes. Dies with SYSTEM_ERROR when the system will not give them. */
+arena arena_new(size_t bytes)
+{
+    arena a = { .size = (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT };
+    a.base = aligned_alloc(ALIGNMENT, a.size);
+    if (!a.base)
+        die(SYSTEM_ERROR, "memory: arena: wanted %zu bytes, got none; use a smaller --size, fewer --frames, or a machine "
+            "with more memory", a.size);
+#ifdef MADV_HUGEPAGE
+    uintptr_t page = 4096, first = ((uintptr_t)a.base + page - 1) / page * page, end = (uintptr_t)a.base + a.size;
+    if (end > first + page)     /* a hint: 2 MB pages make the first touch many times faster */
+        madvise((void *)first, end - first, MADV_HUGEPAGE);
+#endif
+    return a;
+}
+
+void arena_free(arena *a) { free(a->base); *a = (arena){ 0 }; }
+size_t arena_mark(const arena *a) { return a->low; }
+void arena_reset(arena *a, size_t mark) { a->low = mark; }
+size_t arena_mark_high(const arena *a) { return a->high; }
+void arena_reset_high(arena *a, size_t mark) { a->high = mark; }
+
+static size_t padded(size_t count, size_t size)
+{
+    if (size && count > SIZE_MAX / 4 / size)
+        die(BAD_INPUT, "memory: a tensor of %zu x %zu bytes cannot be addressed; use a smaller --size or fewer --frames",
+            count, size);
+    return (count * size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+/* Counts bytes in at one end; the caller computes the address. */
+static void take(arena *a, size_t *end, size_t bytes)
+{
+    if (bytes > a->size - a->low - a->high)
+        die(a->planning ? BAD_INPUT : SYSTEM_ERROR, "memory: arena of %zu bytes is full, %zu more wanted%s", a->size, bytes,
+            a->planning ? "; use a smaller --size or fewer --frames" : " than the plan foresaw (a bug: please report it)");
+    *end += bytes;
+    if (a->low + a->high > a->peak)
+        a->peak = a->low + a->high;
+}
+
+/* Scratch of count elements of that size, from the low end; uninitialised. NULL while planning. */
+void *arena_alloc(arena *a, size_t count, size_t size)
+{
+    size_t at = a->low;
+    take(a, &a->low, padded(count, size));
+    return a->planning ? NULL : a->base + at;
+}
+
+/* ---------------------------------------------------------------- tensors */
+
+static tensor tensor_of(real *data, shape s)
+{
+    tensor x = { .data = data, .ndim = s.ndim };
+    memcpy(x.dim, s.dim, sizeof x.dim);
+    return x;
+}
+
+static size_t shape_count(shape s)
+{
+    size_t n = 1;
+    for (int i = 0; i < s.ndim; i++) {
+        if (s.dim[i] < 0 || (s.dim[i] && n > (size_t)(INT64_MAX / s.dim[i])))
+            die(BAD_INPUT, "memory: a tensor with a side of %lld cannot be addressed", (long long)s.dim[i]);
+        n *= (size_t)s.dim[i];
+    }
+    return n;
+}
+
+/* An uninitialised tensor from the arena's low end. */
+tensor tensor_new(arena *a, shape s) { return tensor_of(arena_alloc(a, shape_count(s), sizeof(real)), s); }
+
+/* An uninitialised tensor from the arena's high end. */
+tensor tensor_new_high(arena *a, shape s)
+{
+    take(a, &a->high, padded(shape_count(s), sizeof(real)));
+    return tensor_of(a->planning ? NULL : (real *)(void *)(a->base + (a->size - a->high)), s);
+}
+
+int64_t tensor_count(tensor x)
+{
+    int64_t n = 1;
+    for (int i = 0; i < x.ndim; i++)
+        n *= x.dim[i];
+    return n;
+}
+
+/* The same elements in another shape of the same count. */
+tensor tensor_view(tensor x, shape s)
+{
+    if ((int64_t)shape_count(s) != tensor_count(x))
+        die(SYSTEM_ERROR, "internal: view of %lld elements as %zu", (long long)tensor_count(x), shape_count(s));
+    return tensor_of(x.data, s);
+}
+
+/* x[first : first + count] along the first dimension. */
+tensor tensor_part(tensor x, int64_t first, int64_t count)
+{
+    if (first < 0 || count < 0 || first + count > x.dim[0])
+        die(SYSTEM_ERROR, "internal: part %lld + %lld of %lld", (long long)first, (long long)count, (long long)x.dim[0]);
+    if (x.data && x.dim[0])
+        x.data += first * (tensor_count(x) / x.dim[0]);
+    x.dim[0] = count;
+    return x;
+}
+
+/* Dies where a tensor does not have the shape that a stage needs: a bug of the program, never of an input. */
+void tensor_check(tensor x, shape expected, const char *what)
+{
+    bool same = x.ndim == expected.ndim;
+    for (int i = 0; same && i < x.ndim; i++)
+        same = x.dim[i] == expected.dim[i];
+    if (!same)
+        die(SYSTEM_ERROR, "internal: %s: got [%lld, %lld, ...] of %d dimensions, expected [%lld, %lld, ...] of %d", what,
+            (long long)x.dim[0], (long long)x.dim[1], x.ndim, (long long)expected.dim[0], (long long)expected.dim[1],
+            expected.ndim);
+}
+
+void tensor_fill(tensor x, real value)
+{
+    for (int64_t i = 0, n = x.data ? tensor_count(x) : 0; i < n; i++)
+        x.data[i] = value;
+}
+
+void tensor_copy(tensor to, tensor from)
+{
+    if (tensor_count(to) != tensor_count(from))
+        die(SYSTEM_ERROR, "internal: copy of %lld elements to %lld", (long long)tensor_count(from), (long long)tensor_count(to));
+    if (to.data)
+        memcpy(to.data, from.data, (size_t)tensor_count(to) * sizeof(real));
+}
+
+/* Resets to the mark but keeps x, which moves down to the mark. The last line of every operation that makes one
+ * tensor from others: its temporaries, and its inputs above the mark, are gone. */
+tensor arena_return(arena *a, size_t mark, tensor x)
+{
+    shape s = { .ndim = x.ndim };
+    memcpy(s.dim, x.dim, sizeof s.dim);
+    arena_reset(a, mark);
+    tensor kept = tensor_new(a, s);
+    if (x.data)
+        memmove(kept.data, x.data, (size_t)tensor_count(x) * sizeof(real));
+    return kept;
+}
+
+/* ---------------------------------------------------------------- widening */
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+enum { SWAP = 1 };
+#else
+enum { SWAP = 0 };
+#endif
+
+static inline uint32_t load16(const unsigned char *p)
+{
+    uint16_t v;
+    memcpy(&v, p, sizeof v);
+    return SWAP ? (uint32_t)(v >> 8 | (v & 0xff) << 8) : v;
+}
+
+static inline uint32_t load32(const unsigned char *p)
+{
+    uint32_t v;
+    memcpy(&v, p, sizeof v);
+    return SWAP ? load16(p) | load16(p + 2) << 16 : v;
+}
+
+static inline uint64_t load64(const unsigned char *p)
+{
+    uint64_t v;
+    memcpy(&v, p, sizeof v);
+    return SWAP ? load32(p) | (uint64_t)load32(p + 4) << 32 : v;
+}
+
+static inline float bits_float(uint32_t bits) { float f; memcpy(&f, &bits, sizeof f); return f; }
+static inline uint32_t float_bits(float f) { uint32_t bits; memcpy(&bits, &f, sizeof bits); return bits; }
+static inline double bits_double(uint64_t bits) { double d; memcpy(&d, &bits, sizeof d); return d; }
+static inline uint64_t double_bits(double d) { uint64_t bits; memcpy(&bits, &d, sizeof bits); return bits; }
+
+/* IEEE half, sign 1 exponent 5 mantissa 10: moved into a float's fields, then multiplied by the difference of the
+ * biases, which is exact and does subnormals too. An exponent of all ones stays all ones (inf, nan). */
+static inline float f16_float(uint32_t h)
+{
+    uint32_t magnitude = float_bits(bits_float((h & 0x7fff) << 13) * 0x1p112f);
+    return bits_float(magnitude | ((h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0) | (h & 0x8000) << 16);
+}
+
+/* OCP F8 E4M3 (the FN form: no infinities, all ones is nan), by the same move. */
+static inline float e4m3_float(uint32_t b)
+{
+    uint32_t magnitude = float_bits(bits_float((b & 0x7f) << 20) * 0x1p120f);
+    return bits_float(((b & 0x7f) == 0x7f ? 0x7fc00000u : magnitude) | (b & 0x80) << 24);
+}
+
+/* count elements of type t at p, widened to real. Integers and BOOL are for masks. */
+static void widen(const unsigned char *p, dtype t, int64_t count, real *out)
+{
+    switch (t) {
+    case F64:  for (int64_t i = 0; i < count; i++) out[i] = (real)bits_double(load64(p + 8 * i)); return;
+    case F32:  for (int64_t i = 0; i < count; i++) out[i] = bits_float(load32(p + 4 * i)); return;
+    case F16:  for (int64_t i = 0; i < count; i++) out[i] = f16_float(load16(p + 2 * i)); return;
+    case BF16: for (int64_t i = 0; i < count; i++) out[i] = bits_float(load16(p + 2 * i) << 16); return;
+    case F8_E4M3: for (int64_t i = 0; i < count; i++) out[i] = e4m3_float(p[i]); return;
+    case F8_E5M2: for (int64_t i = 0; i < count; i++) out[i] = f16_float((uint32_t)p[i] << 8); return;
+    case BOOL: case U8: case I8: for (int64_t i = 0; i < count; i++) out[i] = p[i] != 0; return;
+    case U16: case I16: for (int64_t i = 0; i < count; i++) out[i] = load16(p + 2 * i) != 0; return;
+    case U32: case I32: for (int64_t i = 0; i < count; i++) out[i] = load32(p + 4 * i) != 0; return;
+    case U64: case I64: for (int64_t i = 0; i < count; i++) out[i] = load64(p + 8 * i) != 0; return;
+    default: die(BAD_INPUT, "weights: dtype %s cannot be computed with; convert the file to BF16, F16 or F32", dtype_name[t]);
+    }
+}
+
+static int64_t weight_count(weight w)
+{
+    int64_t n = 1;
+    for (int i = 0; i < w.ndim; i++)
+        n *= w.dim[i];
+    return n;
+}
+
+/* out[0..count) = W[row][first .. first + count), W taken as a matrix of dim[0] rows. Low-rank updates are added
+ * here, in the order of the files: W += scale * up[row][r] * down[r], r in order. */
+void weight_row(weight w, int64_t row, int64_t first, int64_t count, real *out)
+{
+    int64_t width = weight_count(w) / w.dim[0];
+    widen(w.data + (row * width + first) * (dtype_bits[w.type] / 8), w.type, count, out);
+    for (const lora *l = w.lora; l; l = l->next)
+        for (int64_t r = 0; r < l->up.dim[1]; r++) {
+            real up, down[CHUNK];
+            weight_row(l->up, row, r, 1, &up);
+            up *= l->scale;
+            for (int64_t k = 0; k < count; k += CHUNK) {
+                int64_t n = smaller(CHUNK, count - k);
+                weight_row(l->down, r, first + k, n, down);
+                for (int64_t i = 0; i < n; i++)
+                    out[k + i] = fma_real(up, down[i], out[k + i]);
+            }
+        }
+}
+
+/* A whole parameter (bias, norm weight, table), widened into the arena. NULL for an absent one, and while planning. */
+real *weight_vector(arena *a, weight w)
+{
+    if (!w.data)
+        return NULL;
+    int64_t n = weight_count(w);
+    real *out = arena_alloc(a, (size_t)n, sizeof(real));
+    if (out)
+        widen(w.data, w.type, n, out);
+    return out;
+}
+
+/* Rows [first, first + count) of a packed parameter: q, k, v of an in_proj. */
+weight weight_rows(weight w, int64_t first, int64_t count)
+{
+    w.data += first * (weight_count(w) / w.dim[0]) * (dtype_bits[w.type] / 8);
+    w.dim[0] = count;
+    return w;
+}
+
+/* ---------------------------------------------------------------- functions */
+
+#define LN2_HI 0x1.62e42fefa39efp-1
+#define LN2_LO 0x1.abc9e3b39803fp-56
+#define LOG2_E 0x1.71547652b82fep+0
+
+/* 2^n for a whole n in the range of normal numbers (and one above it: infinity). */
+static inline real power_of_two(real n)
+{
+    if (sizeof(real) == sizeof(float))
+        return (real)bits_float((uint32_t)((int32_t)n + 127) << 23);
+    return (real)bits_double((uint64_t)((int64_t)n + 1023) << 52);
+}
+
+/* 2^x in `real`, for softmax and the activations: branch-free, so that loops over it become vectors.
+ * Method:  x = n + f with |f| <= 1/2; 2^f by its Taylor series (degree 7 in float, 13 in double), times 2^n.
+ * Special: x < -126 (-1022) gives 0, x >= 128 (1024) infinity, nan nan.
+ * Accuracy: relative error below 1.5e-7 in float, 4e-16 in double (tests/unit.c sweeps it). */
+static inline real exp2_inline(real x)
+{
+    static const real c[] = { 1, (real)0x1.62e42fefa39efp-1, (real)0x1.ebfbdff82c58fp-3, (real)0x1.c6b08d704a0cp-5,
+        (real)0x1.3b2ab6fba4e77p-7, (real)0x1.5d87fe78a6731p-10, (real)0x1.430912f86c787p-13, (real)0x1.ffcbfc588b0c7p-17,
+        (real)0x1.62c0223a5c824p-20, (real)0x1.b5253d395e7c4p-24, (real)0x1.e4cf5158b8ecap-28, (real)0x1.e8cac7351bb25p-32,
+        (real)0x1.c3bd650fc299p-36, (real)0x1.816193166d0f9p-40 };
+    const bool single = sizeof(real) == sizeof(float);
+    const real low = single ? -126 : -1022, high = single ? 128 : 1024, round = single ? (real)0x1.8p23 : (real)0x1.8p52;
+    real inside = x > low ? (x < high ? x : high) : low;        /* a nan becomes `low` here and comes back through f */
+    real n = (inside + round) - round, f = x - n;
+    real p = single ? c[7] : c[13];
+    UNROLL for (int i = single ? 6 : 12; i >= 0; i--)
+        p = fma_real(p, f, c[i]);
+    real y = p * power_of_two(n);
+    return x < low ? 0 : x > high ? (real)INFINITY : y;
+}
+real exp2_real(real x) { return exp2_inline(x); }
+
+/* e^x. Method: x = n ln2 + r, |r| <= 0.35, ln2 in two parts; Taylor to r^14; times 2^n. For tables: |x| < 700.
+ * Accuracy: relative error below 3e-16. */
+double exp_own(double x)
+{
+    double n = rint(x * LOG2_E);
+    double r = fma(-n, LN2_LO, fma(-n, LN2_HI, x));
+    double p = 1;
+    for (int i = 14; i > 0; i--)
+        p = fma(p, r / i, 1);
+    return p * bits_double((uint64_t)((int64_t)n + 1023) << 52);
+}
+
+/* ln x for normal x > 0. Method: x = 2^e m, sqrt(1/2) <= m < sqrt(2), s = (m - 1)/(m + 1), ln m = 2 (s + s^3/3 + ...
+ * to s^25), plus e ln2 in two parts. ln 0 is -infinity. Accuracy: below 3e-16 relative, 1e-16 absolute near 1. */
+double log_own(double x)
+{
+    if (x == 0)
+        return -INFINITY;
+    uint64_t bits = double_bits(x);
+    int64_t e = (int64_t)(bits >> 52) - 1022;
+    double m = bits_double((bits & 0xfffffffffffffULL) | 0x3fe0000000000000ULL);    /* 0.5 <= m < 1 */
+    if (m < 0.70710678118654752440) {
+        m *= 2;
+        e -= 1;
+    }
+    double s = (m - 1) / (m + 1), z = s * s, p = 0;
+    for (int i = 25; i > 1; i -= 2)
+        p = fma(p, z, 1.0 / i);
+    double tail = fma(2 * s * z, p, (double)e * LN2_LO);
+    return fma((double)e, LN2_HI, 2 * s + tail);
+}
+
+/* erf x = 2/sqrt(pi) e^(-x^2) x sum_n t^n / (3 * 5 * ... * (2n + 1)), t = 2 x^2: every term is positive, nothing
+ * cancels. Terms until they no longer count; 1 from |x| = 6. Accuracy: below 1e-15 relative. */
+double erf_own(double x)
+{
+    if (!(fabs(x) < 6))
+        return x > 0 ? 1 : x < 0 ? -1 : x;      /* nan passes through */
+    double t = 2 * x * x, term = 1, sum = 1;
+    for (int n = 1; term > sum * 0x1p-55; n++) {
+        term *= t / (2 * n + 1);
+        sum += term;
+    }
+    return 1.12837916709551257390 * exp_own(-x * x) * x * sum;
+}
+
+/* Method: x = k pi/2 + r, pi/2 in three parts, |r| <= 0.79; Taylor series of both; swapped and signed by k mod 4.
+ * For |x| < 1e5. Accuracy: absolute error below 2e-16. */
+void sincos_own(double x, double *sine, double *cosine)
+{
+    double k = rint(x * 0.63661977236758134308);
+    double r = fma(-k, 0x1.1a62633145c07p-54, fma(-k, 0x1.921fb54442d18p+0, x));
+    double z = r * r, s = 1, c = 1;
+    for (int i = 18; i > 1; i -= 2) {
+        s = fma(s, -z / (i * (i + 1)), 1);
+        c = fma(c, -z / (i * (i - 1)), 1);
+    }
+    s *= r;
+    int quarter = (int)((int64_t)k & 3);
+    *sine = quarter == 0 ? s : quarter == 1 ? c : quarter == 2 ? -s : -c;
+    *cosine = quarter == 0 ? c : quarter == 1 ? -s : quarter == 2 ? -c : s;
+}
+
+/* ---------------------------------------------------------------- the micro-kernel
+ *
+ * A tile of MR x NR outputs is held in registers while k runs over one chunk: NR = NV vectors of LANES outputs that
+ * lie side by side, MR broadcast values of the other operand. Each lane is one output with its own sum, so the
+ * vectors change nothing in the arithmetic. The wrappers differ only in how an instruction set spells a vector fma;
+ * where there is none, a "vector" is one number and the same text is a plain register-blocked loop.
+ */
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define VECTOR_BYTES 64
+#define VECTOR_FMA(a, b, c) _Generic((real)0, float: _mm512_fmadd_ps, double: _mm512_fmadd_pd)(a, b, c)
+enum { MR = 14, NV = 2 };
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#define VECTOR_BYTES 32
+#define VECTOR_FMA(a, b, c) _Generic((real)0, float: _mm256_fmadd_ps, double: _mm256_fmadd_pd)(a, b, c)
+enum { MR = 6, NV = 2 };
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+#include <arm_neon.h>
+#define VECTOR_BYTES 16
+#define VECTOR_FMA(a, b, c) _Generic((real)0, float: vfmaq_f32, double: vfmaq_f64)(c, a, b)
+enum { MR = 8, NV = 3 };
+#else
+enum { MR = 4, NV = 4 };
+#endif
+
+#ifdef VECTOR_BYTES
+typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
+static inline vec vec_fma(vec a, vec b, vec c) { return VECTOR_FMA(a, b, c); }
+static inline vec vec_all(real x) { return x - (vec){ 0 }; }        /* x - 0 is x, also for x = -0 */
+#else
+typedef real vec;
+static inline vec vec_fma(vec a, vec b, vec c) { return fma_real(a, b, c); }
+static inline vec vec_all(real x) { return x; }
+#endif
+static inline vec vec_load(const real *p) { vec v; memcpy(&v, p, sizeof v); return v; }
+
+enum {
+    LANES = sizeof(vec) / sizeof(real),
+    NR = NV * LANES,            /* outputs in a row of the tile */
+    STRIDE = CHUNK + 16,        /* row stride of the copied operand: 272 avoids the 4 KB that caches alias on */
+};
+
+/* tile[r][0 .. vectors * LANES) = sum over k < count of a[r][k] * b[k][...], from 0, in order. a: [MR][STRIDE];
+ * b: [count][vectors * LANES]; tile: [MR][NR]. */
+static ALWAYS_INLINE void micro_tile(int64_t count, const real *a, const real *b, real *tile, const int vectors)
+{
+#define EACH_ROW UNROLL for (int r = 0; r < MR; r++)
+#define EACH_VECTOR UNROLL for (int v = 0; v < NV; v++) if (v < vectors)
+    vec acc[MR][NV], w[NV];
+    EACH_ROW EACH_VECTOR acc[r][v] = vec_all(0);
+    for (int64_t k = 0; k < count; k++) {
+        EACH_VECTOR w[v] = vec_load(b + (k * vectors + v) * LANES);
+        EACH_ROW {
+            vec x = vec_all(a[r * STRIDE + k]);
+            EACH_VECTOR acc[r][v] = vec_fma(x, w[v], acc[r][v]);
+        }
+    }
+    EACH_ROW EACH_VECTOR memcpy(tile + r * NR + v * LANES, &acc[r][v], sizeof(vec));
+#undef EACH_ROW
+#undef EACH_VECTOR
+}
+
+static void micro_full(int64_t count, const real *a, const real *b, real *tile) { micro_tile(count, a, b, tile, NV); }
+static void micro_one(int64_t count, const real *a, const real *b, real *tile) { micro_tile(count, a, b, tile, 1); }
+
+/* Vectors for `left` more outputs: a whole tile, or a narrow one for a small rest. */
+static int tile_vectors(int64_t left) { return left <= LANES ? 1 : NV; }
+
+/* ---------------------------------------------------------------- products: y = x W^T + b
+ *
+ * linear and conv are the same product; they differ in how a piece of a row of x is found. A task owns a block of
+ * outputs, walks k in chunks, packs its rows of W for the chunk to [n / NR][k][NR], and for every MR rows of x copies
+ * them beside each other and runs the tiles.
+ */
+typedef struct product {
+    int64_t m, n, k;
+    weight w;                   /* [n][k] */
+    const real *bias;           /* [n], or NULL */
+    real *y;                    /* [m][n] */
+    void (*copy)(const struct product *p, int64_t row, int64_t first, int64_t count, real *out);   /* x[row][first...] */
+    const real *x;
+    const struct conv_rows *conv;
+} product;
+
+enum { BLOCK_M = 64 * MR, BLOCK_N = 768 / NR * NR };
+
+/* Scratch of one thread: packed W, copied x, one tile, one widened row per lane. In reals. */
+enum { PANEL = BLOCK_N * CHUNK, ROWS = MR * STRIDE, TILE = MR * NR, PRODUCT_SCRATCH = PANEL + ROWS + TILE + NR * CHUNK };
+
+/* W[n0 + i][first + k] to panel[k][i] for i < width; rows beyond n are zero. wide: [width][CHUNK] scratch. */
+static void pack_group(weight w, int64_t n0, int64_t n, int width, int64_t first, int64_t count, real *panel, real *wide)
+{
+    for (int i = 0; i < width; i++) {
+        if (n0 + i < n)
+            weight_row(w, n0 + i, first, count, wide + i * CHUNK);
+        else
+            memset(wide + i * CHUNK, 0, (size_t)count * sizeof(real));
+    }
+    for (int64_t k = 0; k < count; k++)
+        for (int i = 0; i < width; i++)
+            panel[k * width + i] = wide[i * CHUNK + k];
+}
+
+/* Adds a tile to y, whose first chunk begins with the bias. */
+static void add_tile(const product *p, int64_t m, int64_t n, const real *tile, bool first)
+{
+    int64_t rows = smaller(MR, p->m - m), columns = smaller(NR, p->n - n);
+    for (int64_t r = 0; r < rows; r++) {
+        real *y = p->y + (m + r) * p->n + n;
+        const real *t = tile + r * NR;
+        if (!first)
+            for (int64_t i = 0; i < columns; i++) y[i] += t[i];
+        else if (p->bias)
+            for (int64_t i = 0; i < columns; i++) y[i] = p->bias[n + i] + t[i];
+        else
+            for (int64_t i = 0; i < columns; i++) y[i] = 0 + t[i];
+    }
+}
+
+/* Outputs [m0, m1) x [n0, n1). */
+static void product_block(const product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, real *scratch)
+{
+    real *panel = scratch, *rows = panel + PANEL, *tile = rows + ROWS, *wide = tile + TILE;
+    memset(rows, 0, ROWS * sizeof(real));       /* rows beyond m are computed and thrown away: let them be numbers */
+    for (int64_t first = 0; first < p->k; first += CHUNK) {
+        int64_t count = smaller(CHUNK, p->k - first);
+        for (int64_t n = n0; n < n1; n += NR)
+            pack_group(p->w, n, n1, tile_vectors(n1 - n) * LANES, first, count, panel + (n - n0) * CHUNK, wide);
+        for (int64_t m = m0; m < m1; m += MR) {
+            for (int64_t r = 0; r < smaller(MR, m1 - m); r++)
+                p->copy(p, m + r, first, count, rows + r * STRIDE);
+            for (int64_t n = n0; n < n1; n += NR) {
+                (tile_vectors(n1 - n) == 1 ? micro_one : micro_full)(count, rows, panel + (n - n0) * CHUNK, tile);
+                add_tile(p, m, n, tile, first == 0);
+            }
+        }
+    }
+}
+
+/* Cuts the outputs into tasks: blocks that fit the caches, and at least four tasks a thread where there is work. */
+static void product_run(arena *a, const product *p)
+{
+    size_t mark = arena_mark(a);
+    int64_t threads = ruyi_threads();
+    real *scratch = arena_alloc(a, (size_t)threads * PRODUCT_SCRATCH, sizeof(real));
+    if (!scratch) {
+        arena_reset(a, mark);
+        return;
+    }
+    int64_t blocks_n = divide_up(p->n, BLOCK_N), wide = divide_up(divide_up(p->n, blocks_n), NR) * NR;
+    int64_t blocks_m = divide_up(p->m, BLOCK_M);
+    while (blocks_m * blocks_n < 4 * threads && p->m / blocks_m > 8 * MR)
+        blocks_m *= 2;
+    int64_t high = divide_up(divide_up(p->m, blocks_m), MR) * MR;
+    PARALLEL_FOR
+    for (int64_t task = 0; task < blocks_m * blocks_n; task++) {
+        int64_t m0 = task / blocks_n * high, n0 = task % blocks_n * wide;
+        if (m0 < p->m && n0 < p->n)
+            product_block(p, m0, smaller(m0 + high, p->m), n0, smaller(n0 + wide, p->n),
+                          scratch + thread_number() * PRODUCT_SCRATCH);
+    }
+    arena_reset(a, mark);
+}
+
+static void linear_copy(const product *p, int64_t row, int64_t first, int64_t count, real *out)
+{
+    memcpy(out, p->x + row * p->k + first, (size_t)count * sizeof(real));
+}
+
+/* y [..., N] = x [..., K] W^T + b; W [N][K] (a 1x1x1 convolution is one too). y must not overlap x. nn.Linear. */
+void linear_to(arena *a, tensor y, tensor x, layer l)
+{
+    weight w = l.weight, b = l.bias;
+    size_t mark = arena_mark(a);
+    int64_t k = x.dim[x.ndim - 1], n = w.dim[0], m = k ? tensor_count(x) / k : 0;
+    if (weight_count(w) != n * k || y.dim[y.ndim - 1] != n || tensor_count(y) != m * n || (b.data && weight_count(b) != n))
+        die(SYSTEM_ERROR, "internal: linear %s: input has %lld columns, weight is %lld x %lld", w.key, (long long)k,
+            (long long)n, (long long)(n ? weight_count(w) / n : 0));
+    const real *bias = weight_vector(a, b);
+    product_run(a, &(product){ .m = m, .n = n, .k = k, .w = w, .bias = bias, .y = y.data, .copy = linear_copy, .x = x.data });
+    arena_reset(a, mark);
+}
+
+/* The same into a new tensor of x's shape with N columns. */
+tensor linear(arena *a, tensor x, layer l)
+{
+    shape s = { .ndim = x.ndim };
+    memcpy(s.dim, x.dim, sizeof s.dim);
+    s.dim[s.ndim - 1] = l.weight.dim[0];
+    tensor y = tensor_new(a, s);
+    linear_to(a, y, x, l);
+    return y;
+}
+
+/* ---------------------------------------------------------------- convolution */
+
+/* What a convolution reads: x [T][H][W][C] and its output's size. */
+typedef struct conv_rows {
+    const real *x;
+    int64_t in[4];              /* T H W C */
+    int64_t out[3];             /* T' H' W' */
+    conv_spec s;
+} conv_rows;
+
+/* The C numbers at time t of the pixel (y, x), both counted in the enlarged picture and possibly outside of it; NULL
+ * where the padding is zero. The one place that knows what the padding modes mean. */
+static const real *conv_pixel(const conv_rows *c, int64_t t, int64_t y, int64_t x)
+{
+    int64_t h = c->in[1], w = c->in[2], channels = c->in[3];
+    if (y < 0 || y >= h * c->s.up || x < 0 || x >= w * c->s.up)
+        return NULL;
+    const real *frames = c->x;
+    if (c->s.time == PAD_SINGLE || c->s.time == PAD_SLICE) {
+        if (t < 0 || t >= c->in[0])
+            return NULL;
+    } else if (t < 0 && c->s.time == PAD_CACHE_NEXT) {
+        frames = c->s.cache->data;
+        t += 2;
+    } else if (t < 0) {
+        t = 0;
+    }
+    return frames + ((t * h + y / c->s.up) * w + x / c->s.up) * channels;
+}
+
+/* Frames of padding in front: all in front where it is causal, half where a slice gets zeros on both sides. */
+static int64_t conv_front(const conv_spec *s)
+{
+    bool both = s->time == PAD_SINGLE || s->time == PAD_SLICE;
+    return both ? (s->kernel[0] - 1) / 2 : s->kernel[0] - 1;
+}
+
+/* The pixel under tap (dt, dy, dx) = (tap / (ky kx), ...) of output (t, y, x). */
+static const real *conv_tap(const conv_rows *c, int64_t t, int64_t y, int64_t x, int64_t tap)
+{
+    const conv_spec *s = &c->s;
+    int64_t dx = tap % s->kernel[2], dy = tap / s->kernel[2] % s->kernel[1], dt = tap / s->kernel[2] / s->kernel[1];
+    return conv_pixel(c, t * s->stride[0] + dt - conv_front(s), y * s->stride[1] + dy - s->pad,
+                      x * s->stride[2] + dx - s->pad);
+}
+
+/* k = (tap, channel): a piece of a row is whole pixels and parts of pixels. */
+static void conv_copy(const product *p, int64_t row, int64_t first, int64_t count, real *out)
+{
+    const conv_rows *c = p->conv;
+    int64_t channels = c->in[3], tap = first / channels, channel = first % channels;
+    int64_t x = row % c->out[2], y = row / c->out[2] % c->out[1], t = row / c->out[2] / c->out[1];
+    while (count > 0) {
+        int64_t n = smaller(channels - channel, count);
+        const real *pixel = conv_tap(c, t, y, x, tap);
+        if (pixel)
+            memcpy(out, pixel + channel, (size_t)n * sizeof(real));
+        else
+            memset(out, 0, (size_t)n * sizeof(real));
+        out += n;
+        count -= n;
+        tap++;
+        channel = 0;
+    }
+}
+
+/* Keeps the last two frames of the padded input for the next slice. */
+static void conv_remember(const conv_rows *c)
+{
+    int64_t frame = c->in[1] * c->in[2] * c->in[3];
+    conv_rows plain = *c;
+    plain.s.up = 1;
+    for (int64_t i = 0; i < 2; i++)
+        memmove(c->s.cache->data + i * frame, conv_pixel(&plain, c->in[0] - 2 + i, 0, 0), (size_t)frame * sizeof(real));
+}
+
+/* y [T'][H'][W'][Cout] from x [T][H][W][Cin] and weight [Cout][taps][Cin]. y must not overlap x. CausalConv3d of the
+ * public VAE, and with a kernel of 1 x p x p the patch embeddings. */
+void conv(arena *a, tensor y, tensor x, conv_spec s, layer l)
+{
+    weight w = l.weight;
+    int64_t taps = s.kernel[0] * s.kernel[1] * s.kernel[2], cin = x.dim[3];
+    if (x.ndim != 4 || y.ndim != 4 || w.dim[1] != taps || w.dim[2] != cin || y.dim[3] != w.dim[0])
+        die(SYSTEM_ERROR, "internal: conv %s: input has %lld channels, weight is %lld x %lld x %lld", w.key, (long long)cin,
+            (long long)w.dim[0], (long long)w.dim[1], (long long)w.dim[2]);
+    size_t mark = arena_mark(a);
+    const real *bias = weight_vector(a, l.bias);
+    conv_rows c = { .x = x.data, .in = { x.dim[0], x.dim[1], x.dim[2], cin }, .out = { y.dim[0], y.dim[1], y.dim[2] }, .s = s };
+    product_run(a, &(product){ .m = y.dim[0] * y.dim[1] * y.dim[2], .n = w.dim[0], .k = taps * cin, .w = w, .bias = bias,
+                               .y = y.data, .copy = conv_copy, .conv = &c });
+    if (x.data && (s.time == PAD_CACHE_FIRST || s.time == PAD_CACHE_NEXT))
+        conv_remember(&c);
+    arena_reset(a, mark);
+}
+
+/* ---------------------------------------------------------------- attention
+ *
+ * Online softmax over chunks of 256 keys (Milakov and Gimelshein; FlashAttention): nothing of the size tokens x tokens
+ * is ever stored. Lanes are queries. For a block of up to 256 queries of one head:
+ *     pass 1   S^T [keys][queries] = K rows (broadcast) x packed Q^T         the micro-kernel
+ *     pass 2   down the keys, in order: maximum, exp2, sum                   vertical loops
+ *     pass 3   O^T [head][queries] = O^T a + V^T rows (broadcast) x P^T      the micro-kernel
+ */
+enum { QUERIES = CHUNK / NR * NR };     /* queries in a block, whole tiles */
+
+typedef struct {
+    const real *q, *k, *v;      /* of this sequence and head; rows `stride` apart */
+    real *y;
+    int64_t nq, nk, head, stride;
+    real scale;                 /* log2(e) / sqrt(head) */
+} attention_task;
+
+/* Scratch of one thread, in reals; each part holds QUERIES columns in tiles of NR. */
+typedef struct { real *q, *s, *o, *max, *sum, *shrink, *rows, *tile; } attention_scratch;
+
+static size_t attention_reals(int64_t head) { return (size_t)(QUERIES * (2 * head + CHUNK + 3) + ROWS + TILE); }
+
+static attention_scratch attention_parts(real *p, int64_t head)
+{
+    attention_scratch s = { .q = p };
+    s.o = s.q + QUERIES * head;
+    s.s = s.o + QUERIES * head;
+    s.max = s.s + QUERIES * CHUNK;
+    s.sum = s.max + QUERIES;
+    s.shrink = s.sum + QUERIES;
+    s.rows = s.shrink + QUERIES;
+    s.tile = s.rows + ROWS;
+    return s;
+}
+
+/* Pass 1, one chunk of keys: s[tile][key][lane]. A score is a linear row without bias: chunks over the head, too. */
+static void attention_scores(const attention_task *t, attention_scratch s, int64_t tiles, int64_t key0, int64_t keys)
+{
+    for (int64_t key = 0; key < keys; key += MR)
+        for (int64_t d = 0; d < t->head; d += CHUNK) {
+            int64_t rows = smaller(MR, keys - key), count = smaller(CHUNK, t->head - d);
+            for (int64_t r = 0; r < rows; r++)
+                memcpy(s.rows + r * STRIDE, t->k + (key0 + key + r) * t->stride + d, (size_t)count * sizeof(real));
+            for (int64_t i = 0; i < tiles; i++) {
+                micro_full(count, s.rows, s.q + (i * t->head + d) * NR, s.tile);
+                real *out = s.s + (i * CHUNK + key) * NR;
+                for (int64_t j = 0; j < rows * NR; j++)
+                    out[j] = (d ? out[j] : 0) + s.tile[j];
+            }
+        }
+}
+
+/* Pass 2: scores become probabilities relative to the new maximum; shrink is what earlier results are worth now. */
+static void attention_softmax(attention_scratch s, int64_t tiles, int64_t keys)
+{
+    for (int64_t i = 0; i < tiles; i++) {
+        real *scores = s.s + i * CHUNK * NR, *max = s.max + i * NR, *sum = s.sum + i * NR, *shrink = s.shrink + i * NR;
+        real highest[NR], total[NR];
+        memcpy(highest, max, sizeof highest);
+        for (int64_t j = 0; j < keys; j++)
+            for (int l = 0; l < NR; l++)
+                highest[l] = scores[j * NR + l] > highest[l] ? scores[j * NR + l] : highest[l];
+        for (int l = 0; l < NR; l++) {
+            shrink[l] = exp2_inline(max[l] - highest[l]);
+            max[l] = highest[l];
+            total[l] = 0;
+        }
+        for (int64_t j = 0; j < keys; j++)
+            for (int l = 0; l < NR; l++) {
+                scores[j * NR + l] = exp2_inline(scores[j * NR + l] - highest[l]);
+                total[l] += scores[j * NR + l];
+            }
+        for (int l = 0; l < NR; l++)
+            sum[l] = fma_real(sum[l], shrink[l], total[l]);
+    }
+}
+
+/* Pass 3: o[tile][d][lane] = o * shrink + sum over the chunk's keys of v * p. */
+static void attention_values(const attention_task *t, attention_scratch s, int64_t tiles, int64_t key0, int64_t keys)
+{
+    for (int64_t d = 0; d < t->head; d += MR) {
+        int64_t rows = smaller(MR, t->head - d);
+        for (int64_t j = 0; j < keys; j++)
+            for (int64_t r = 0; r < rows; r++)
+                s.rows[r * STRIDE + j] = t->v[(key0 + j) * t->stride + d + r];
+        for (int64_t i = 0; i < tiles; i++) {
+            micro_full(keys, s.rows, s.s + i * CHUNK * NR, s.tile);
+            real *out = s.o + (i * t->head + d) * NR, *shrink = s.shrink + i * NR;
+            for (int64_t r = 0; r < rows; r++)
+                for (int l = 0; l < NR; l++)
+                    out[r * NR + l] = fma_real(out[r * NR + l], shrink[l], s.tile[r * NR + l]);
+        }
+    }
+}
+
+/* Queries [first, first + count) of one sequence and head; count <= QUERIES. */
+static void attention_block(const attention_task *t, int64_t first, int64_t count, attention_scratch s)
+{
+    int64_t tiles = divide_up(count, NR), columns = tiles * NR;
+    memset(s.rows, 0, ROWS * sizeof(real));
+    memset(s.o, 0, (size_t)(columns * t->head) * sizeof(real));
+    for (int64_t i = 0; i < columns; i++) {
+        s.max[i] = -(real)INFINITY;
+        s.sum[i] = 0;
+        for (int64_t d = 0; d < t->head; d++)
+            s.q[(i / NR * t->head + d) * NR + i % NR] = i < count ? t->q[(first + i) * t->stride + d] * t->scale : 0;
+    }
+    for (int64_t key = 0; key < t->nk; key += CHUNK) {
+        int64_t keys = smaller(CHUNK, t->nk - key);
+        attention_scores(t, s, tiles, key, keys);
+        attention_softmax(s, tiles, keys);
+        attention_values(t, s, tiles, key, keys);
+    }
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t d = 0; d < t->head; d++)
+            t->y[(first + i) * t->stride + d] = s.o[(i / NR * t->head + d) * NR + i % NR] / s.sum[i];
+}
+
+static real attention_scale(int64_t head) { return (real)(LOG2_E / sqrt((double)head)); }
+
+/* y = softmax(q k^T / sqrt(head)) v for each of `sequences` stacked sequences and each head. q, y [sequences * nq][heads
+ * * head]; k, v [sequences * nk][heads * head]. F.scaled_dot_product_attention without mask. */
+void attention(arena *a, tensor y, tensor q, tensor k, tensor v, int64_t sequences, int64_t heads)
+{
+    int64_t width = q.dim[1], head = width / heads, nq = q.dim[0] / sequences, nk = k.dim[0] / sequences;
+    tensor_check(y, SHAPE(sequences * nq, heads * head), "attention: y");
+    tensor_check(k, SHAPE(sequences * nk, width), "attention: k");
+    tensor_check(v, SHAPE(sequences * nk, width), "attention: v");
+    size_t mark = arena_mark(a), reals = attention_reals(head);
+    real *scratch = arena_alloc(a, (size_t)ruyi_threads() * reals, sizeof(real));
+    int64_t blocks = divide_up(nq, QUERIES), tasks = scratch ? sequences * heads * blocks : 0;
+    PARALLEL_FOR
+    for (int64_t i = 0; i < tasks; i++) {
+        int64_t first = i % blocks * QUERIES, h = i / blocks % heads, s = i / blocks / heads;
+        attention_task t = { .q = q.data + s * nq * width + h * head, .k = k.data + s * nk * width + h * head,
+                             .v = v.data + s * nk * width + h * head, .y = y.data + s * nq * width + h * head,
+                             .nq = nq, .nk = nk, .head = head, .stride = width, .scale = attention_scale(head) };
+        attention_block(&t, first, smaller(QUERIES, nq - first), attention_parts(scratch + (size_t)thread_number() * reals, head));
+    }
+    arena_reset(a, mark);
+}
+
+/* ---------------------------------------------------------------- norms */
+
+/* Eight sums over k mod 8, so that the order is fixed and eight additions are under way at once. */
+typedef struct { double s[8]; } sum8;
+
+static inline double sum8_total(sum8 a)
+{
+    return ((a.s[0] + a.s[4]) + (a.s[2] + a.s[6])) + ((a.s[1] + a.s[5]) + (a.s[3] + a.s[7]));
+}
+
+/* Mean of n numbers, and 1 / sqrt(mean centred square + eps): two passes, nothing cancels. */
+static void moments(const real *x, int64_t n, double eps, double *mean, double *scale)
+{
+    sum8 a = { { 0 } }, b = { { 0 } };
+    for (int64_t k = 0; k < n; k++)
+        a.s[k & 7] += (double)x[k];
+    *mean = sum8_total(a) / (double)n;
+    for (int64_t k = 0; k < n; k++) {
+        double d = (double)x[k] - *mean;
+        b.s[k & 7] += d * d;
+    }
+    *scale = 1 / sqrt(sum8_total(b) / (double)n + eps);
+}
+
+/* One rounding per element: everything before it is double. */
+static inline real normed(real x, double mean, double scale, double w, double b) { return (real)(((double)x - mean) * scale * w + b); }
+
+static void norm_row(real *y, const real *x, int64_t n, const real *w, const real *b, double eps)
+{
+    double mean, scale;
+    moments(x, n, eps, &mean, &scale);
+    for (int64_t k = 0; k < n; k++)
+        y[k] = normed(x[k], mean, scale, w ? (double)w[k] : 1, b ? (double)b[k] : 0);
+}
+
+/* LayerNorm over the last dimension; weight and bias may be absent. y may be x. nn.LayerNorm, FP32LayerNorm. */
+void layer_norm(arena *a, tensor y, tensor x, layer l, double eps)
+{
+    size_t mark = arena_mark(a);
+    int64_t n = x.dim[x.ndim - 1], rows = n ? tensor_count(x) / n : 0;
+    if (tensor_count(y) != rows * n || (l.weight.data && weight_count(l.weight) != n))
+        die(SYSTEM_ERROR, "internal: layer_norm %s: rows of %lld", l.weight.key ? l.weight.key : "", (long long)n);
+    const real *scale = weight_vector(a, l.weight), *shift = weight_vector(a, l.bias);
+    arena_reset(a, mark);
+    if (!x.data)
+        return;
+    PARALLEL_FOR_EVEN
+    for (int64_t i = 0; i < rows; i++)
+        norm_row(y.data + i * n, x.data + i * n, n, scale, shift, eps);
+}
+
+static inline real silu_one(real x) { return x / (1 + exp2_inline(x * -(real)LOG2_E)); }
+
+/* What GroupNorm of x [T][H][W][C] needs: the sums of one image row are added over x and then the group's channels. */
+typedef struct {
+    const real *x;
+    int64_t rows, width, channels, groups;      /* rows: T * H */
+    double *sums;                               /* [rows][groups] */
+    double *mean, *scale;                       /* [rows][groups]: means while centring (NULL before), then scales */
+} group_sums;
+
+/* sums[row][g] of the values, or of the centred squares once the means are known. */
+static void group_row(const group_sums *g, int64_t row)
+{
+    int64_t size = g->channels / g->groups;
+    for (int64_t i = 0; i < g->groups; i++) {
+        sum8 a = { { 0 } };
+        double mean = g->mean ? g->mean[row * g->groups + i] : 0;
+        for (int64_t x = 0, k = 0; x < g->width; x++) {
+            const real *p = g->x + (row * g->width + x) * g->channels + i * size;
+            for (int64_t c = 0; c < size; c++, k++) {
+                double d = (double)p[c] - mean;
+                a.s[k & 7] += g->mean ? d * d : d;
+            }
+        }
+        g->sums[row * g->groups + i] = sum8_total(a);
+    }
+}
+
+/* Adds the rows' sums of every `span_rows` consecutive rows in order and gives the mean over `count` numbers to each. */
+static void group_gather(const group_sums *g, int64_t span_rows, double *means)
+{
+    double count = (double)(span_rows * g->width * (g->channels / g->groups));
+    for (int64_t first = 0; first < g->rows; first += span_rows)
+        for (int64_t i = 0; i < g->groups; i++) {
+            double sum = 0;
+            for (int64_t r = first; r < first + span_rows; r++)
+                sum += g->sums[r * g->groups + i];
+            for (int64_t r = first; r < first + span_rows; r++)
+                means[r * g->groups + i] = sum / count;
+        }
+}
+
+static void group_apply(const group_sums *g, real *y, int64_t row, const real *w, const real *b, bool silu)
+{
+    int64_t size = g->channels / g->groups;
+    const double *mean = g->mean + row * g->groups, *scale = g->scale + row * g->groups;
+    for (int64_t x = 0; x < g->width; x++) {
+        const real *in = g->x + (row * g->width + x) * g->channels;
+        real *out = y + (row * g->width + x) * g->channels;
+        for (int64_t i = 0; i < g->groups; i++)
+            for (int64_t c = i * size; c < (i + 1) * size; c++)
+                out[c] = normed(in[c], mean[i], scale[i], (double)w[c], (double)b[c]);
+        if (silu)
+            for (int64_t c = 0; c < g->channels; c++)
+                out[c] = silu_one(out[c]);
+    }
+}
+
+/* GroupNorm (eps 1e-6) of x [T][H][W][C] with statistics over C/groups channels of `span` consecutive frames at a time
+ * (T: the whole slice; 1: per frame), then SiLU if asked. y may be x. nn.GroupNorm of the public VAE's modules. */
+void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, layer l, bool silu)
+{
+    size_t mark = arena_mark(a);
+    group_sums g = { .x = x.data, .rows = x.dim[0] * x.dim[1], .width = x.dim[2], .channels = x.dim[3], .groups = groups };
+    if (x.ndim != 4 || g.channels % groups || x.dim[0] % span || tensor_count(x) != tensor_count(y) || weight_count(l.weight) != g.channels)
+        die(SYSTEM_ERROR, "internal: group_norm %s: %lld channels in %lld groups", l.weight.key, (long long)g.channels, (long long)groups);
+    const real *scale = weight_vector(a, l.weight), *shift = weight_vector(a, l.bias);
+    size_t n = (size_t)(g.rows * groups);
+    g.sums = arena_alloc(a, n, sizeof(double));
+    double *mean = arena_alloc(a, n, sizeof(double));
+    g.scale = arena_alloc(a, n, sizeof(double));
+    arena_reset(a, mark);
+    if (!x.data)
+        return;
+    PARALLEL_FOR_EVEN
+    for (int64_t row = 0; row < g.rows; row++)
+        group_row(&g, row);
+    group_gather(&g, span * x.dim[1], mean);
+    g.mean = mean;
+    PARALLEL_FOR_EVEN
+    for (int64_t row = 0; row < g.rows; row++)
+        group_row(&g, row);
+    group_gather(&g, span * x.dim[1], g.scale);
+    for (size_t i = 0; i < n; i++)
+        g.scale[i] = 1 / sqrt(g.scale[i] + 1e-6);
+    PARALLEL_FOR_EVEN
+    for (int64_t row = 0; row < g.rows; row++)
+        group_apply(&g, y.data, row, scale, shift, silu);
+}
+
+/* Turns adjacent pairs (2i, 2i + 1) of one head by the angles whose cosine and sine table[i] holds. */
+static void rotate(real *x, int64_t head, const double *table)
+{
+    for (int64_t i = 0; i < head / 2; i++) {
+        double p = (double)x[2 * i], q = (double)x[2 * i + 1], cosine = table[2 * i], sine = table[2 * i + 1];
+        x[2 * i] = (real)(p * cosine - q * sine);
+        x[2 * i + 1] = (real)(q * cosine + p * sine);
+    }
+}
+
+/* x [N][heads * head], in place: LayerNorm over each head, then rotary turning of row n by table[n mod period]
+ * [head / 2][cos, sin]; no table: no turning. norm_q, norm_k and apply_rotary_emb of the public attention processors. */
+void head_norm_rotary(arena *a, tensor x, int64_t heads, layer l, double eps, const double *table, int64_t period)
+{
+    size_t mark = arena_mark(a);
+    int64_t width = x.dim[1], head = width / heads;
+    const real *scale = weight_vector(a, l.weight), *shift = weight_vector(a, l.bias);
+    arena_reset(a, mark);
+    if (!x.data)
+        return;
+    PARALLEL_FOR_EVEN
+    for (int64_t n = 0; n < x.dim[0]; n++)
+        for (int64_t h = 0; h < heads; h++) {
+            real *p = x.data + n * width + h * head;
+            norm_row(p, p, head, scale, shift, eps);
+            if (table)
+                rotate(p, head, table + n % period * head);
+        }
+}
+
+/* ---------------------------------------------------------------- elementwise */
+
+/* x sigmoid(c x + d x^3): 1 / (1 + 2^-u) with the constants in base 2. The tanh form of GELU is this with c =
+ * 2 sqrt(2/pi), d = 0.044715 c, since (1 + tanh u)/2 = sigmoid(2 u). */
+static inline real sigmoid_form(real x, real c, real d) { return x / (1 + exp2_inline(-(x * (c + d * (x * x))))); }
+
+static inline real gelu_tanh_one(real x)
+{
+    return sigmoid_form(x, (real)(1.59576912160573071176 * LOG2_E), (real)(0.044715 * 1.59576912160573071176 * LOG2_E));
+}
+static inline real gelu_erf_one(real x) { return (real)(0.5 * (double)x * (1 + erf_own((double)x * 0.70710678118654752440))); }
+
+/* In place. SiLU, GELU (tanh form or exact), and CLIP's quick GELU x sigmoid(1.702 x). */
+void activate(tensor x, activation f)
+{
+    enum { PIECE = 4096 };
+    int64_t n = x.data ? tensor_count(x) : 0;
+    PARALLEL_FOR_EVEN
+    for (int64_t piece = 0; piece < n; piece += PIECE) {
+        real *p = x.data + piece;
+        int64_t m = smaller(PIECE, n - piece);
+        switch (f) {
+        case SILU:       for (int64_t i = 0; i < m; i++) p[i] = silu_one(p[i]); break;
+        case GELU_TANH:  for (int64_t i = 0; i < m; i++) p[i] = gelu_tanh_one(p[i]); break;
+        case GELU_ERF:   for (int64_t i = 0; i < m; i++) p[i] = gelu_erf_one(p[i]); break;
+        case QUICK_GELU: for (int64_t i = 0; i < m; i++) p[i] = sigmoid_form(p[i], (real)(1.702 * LOG2_E), 0); break;
+        }
+    }
+}
+
+/* y += x, element by element. */
+void add(tensor y, tensor x)
+{
+    if (tensor_count(y) != tensor_count(x))
+        die(SYSTEM_ERROR, "internal: add %lld elements to %lld", (long long)tensor_count(x), (long long)tensor_count(y));
+    int64_t n = y.data ? tensor_count(y) : 0;
+    PARALLEL_FOR_EVEN
+    for (int64_t i = 0; i < n; i++)
+        y.data[i] += x.data[i];
+}
+
+/* y [M][D] = a gelu(b) where x [M][2 D] = [a, b]. GEGLU of the public attention.py. */
+void gate_gelu(tensor y, tensor x)
+{
+    int64_t d = y.dim[y.ndim - 1], rows = y.data ? tensor_count(y) / d : 0;
+    PARALLEL_FOR_EVEN
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t k = 0; k < d; k++)
+            y.data[i * d + k] = x.data[i * 2 * d + k] * gelu_erf_one(x.data[i * 2 * d + d + k]);
+}
+
+/* ---------------------------------------------------------------- random numbers
+ *
+ * torch.randn on the CPU, float32, bit for bit: MT19937 (Matsumoto and Nishimura 1998), Box-Muller on blocks of 16
+ * with the single-precision logarithm, sine and cosine of Cephes, as torch's AVX2 code evaluates them. Everything here
+ * is float whatever `real` is, and every line is one rounding.
+ */
+
+/* torch.Generator().manual_seed(seed): only the low 32 bits count. */
+void generator_seed(generator *g, uint64_t seed)
+{
+    *g = (generator){ .next = 624 };
+    g->state[0] = (uint32_t)seed;
+    for (uint32_t i = 1; i < 624; i++)
+        g->state[i] = 1812433253u * (g->state[i - 1] ^ g->state[i - 1] >> 30) + i;
+}
+
+static uint32_t generator_word(generator *g)
+{
+    if (g->next == 624) {
+        for (int i = 0; i < 624; i++) {
+            uint32_t y = (g->state[i] & 0x80000000u) | (g->state[(i + 1) % 624] & 0x7fffffffu);
+            g->state[i] = g->state[(i + 397) % 624] ^ y >> 1 ^ (y & 1 ? 0x9908b0dfu : 0);
+        }
+        g->next = 0;
+    }
+    uint32_t y = g->state[g->next++];
+    y ^= y >> 11;
+    y ^= y << 7 & 0x9d2c5680u;
+    y ^= y << 15 & 0xefc60000u;
+    return y ^ y >> 18;
+}
+
+/* Cephes logf: x = 2^e m, sqrt(1/2) <= m < sqrt(2), a polynomial in m - 1. x > 0. */
+static float cephes_log(float x)
+{
+    static const float c[] = { -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
+                               2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f };
+    int exponent;
+    float m = frexpf(x, &exponent), e = (float)exponent;
+    if (m < 0.70710678f) {
+        e -= 1;
+        m = 2 * m - 1;
+    } else {
+        m -= 1;
+    }
+    float z = m * m, p = 7.0376836292e-2f;
+    for (int i = 0; i < 8; i++)
+        p = fmaf(p, m, c[i]);
+    p *= m;
+    float y = fmaf(p, z, e * -2.12194440e-4f);
+    y = fmaf(z, -0.5f, y);
+    return fmaf(e, 0.693359375f, m + y);
+}
+
+/* Cephes sincosf for 0 <= t <= 2 pi: octants, pi/4 in three parts, two polynomials. */
+static void cephes_sincos(float t, float *sine, float *cosine)
+{
+    int32_t j = ((int32_t)(t * 1.27323954473516f) + 1) & ~1;
+    float k = (float)j, x = fmaf(k, -0.78515625f, t);
+    x = fmaf(k, -2.4187564849853515625e-4f, x);
+    x = fmaf(k, -3.77489497744594108e-8f, x);
+    float z = x * x;
+    float c = fmaf(fmaf(2.443315711809948e-5f, z, -1.388731625493765e-3f), z, 4.166664568298827e-2f) * z;
+    c = fmaf(c, z, -(0.5f * z)) + 1;
+    float s = fmaf(fmaf(-1.9515295891e-4f, z, 8.3321608736e-3f), z, -1.6666654611e-1f) * z;
+    s = fmaf(s, x, x);
+    *cosine = j & 2 ? s : c;
+    *sine = j & 2 ? c : s;
+    if (j % 8 == 4 || j % 8 == 6)
+        *sine = -*sine;
+    if (j % 8 == 2 || j % 8 == 4)
+        *cosine = -*cosine;
+}
+
+/* 16 uniform numbers become 16 normal ones: element j with element j + 8. */
+static void box_muller_16(float *u)
+{
+    for (int j = 0; j < 8; j++) {
+        float r = sqrtf(-2 * cephes_log(1 - u[j])), sine, cosine;
+        cephes_sincos(6.2831855f * u[j + 8], &sine, &cosine);
+        u[j] = r * cosine + 0;
+        u[j + 8] = r * sine + 0;
+    }
+}
+
+static float uniform_24(generator *g) { return (float)(generator_word(g) & 0xffffff) * 0x1p-24f; }
+
+static double uniform_53(generator *g)
+{
+    uint64_t high = generator_word(g), low = generator_word(g);
+    return (double)((high << 32 | low) & ((1ULL << 53) - 1)) * 0x1p-53;
+}
+
+/* One normal number by pairs in double; the second of a pair waits for the next draw of this kind. */
+static float normal_single(generator *g)
+{
+    if (g->has_second) {
+        g->has_second = false;
+        return g->second;
+    }
+    double angle = 6.28318530717958647693 * uniform_53(g), sine, cosine;
+    double r = sqrt(-2 * log_own(1 - uniform_53(g)));
+    sincos_own(angle, &sine, &cosine);
+    g->second = (float)(r * sine);
+    g->has_second = true;
+    return (float)(r * cosine);
+}
+
+/* count normal numbers as torch.randn(count) draws them next from this generator. */
+void generator_randn(generator *g, float *out, int64_t count)
+{
+    if (count < 16) {
+        for (int64_t i = 0; i < count; i++)
+            out[i] = normal_single(g);
+        return;
+    }
+    for (int64_t i = 0; i < count; i++)
+        out[i] = uniform_24(g);
+    for (int64_t i = 0; i + 16 <= count; i += 16)
+        box_muller_16(out + i);
+    if (count % 16) {           /* torch draws the last 16 anew, over numbers that are already there */
+        for (int i = 0; i < 16; i++)
+            out[count - 16 + i] = uniform_24(g);
+        box_muller_16(out + count - 16);
+    }
+}
+
+/* ---------------------------------------------------------------- textbook loops
+ *
+ * The definition of every product: short, slow, and the same bits as the kernels above.
+ */
+
+/* y [m][n] = b [n] + x [m][k] w [n][k]^T. */
+void linear_plain(real *y, const real *x, const real *w, const real *b, int64_t m, int64_t n, int64_t k)
+{
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            real acc = b ? b[j] : 0;
+            for (int64_t first = 0; first < k; first += CHUNK) {
+                real s = 0;
+                for (int64_t c = first; c < smaller(first + CHUNK, k); c++)
+                    s = fma_real(x[i * k + c], w[j * k + c], s);
+                acc = acc + s;
+            }
+            y[i * n + j] = acc;
+        }
+}
+
+/* y [T'][H'][W'][Cout] from x [T][H][W][Cin] and w [Cout][taps][Cin]: k counts (tap, channel); taps on zero padding
+ * contribute nothing. in: T H W Cin; out: T' H' W' Cout. */
+void conv_plain(real *y, const real *x, const real *w, const real *b, const int64_t in[4], const int64_t out[4], conv_spec s)
+{
+    conv_rows c = { .x = x, .in = { in[0], in[1], in[2], in[3] }, .out = { out[0], out[1], out[2] }, .s = s };
+    int64_t k = s.kernel[0] * s.kernel[1] * s.kernel[2] * in[3];
+    for (int64_t i = 0; i < out[0] * out[1] * out[2] * out[3]; i++) {
+        int64_t row = i / out[3], o = i % out[3];
+        real acc = b ? b[o] : 0;
+        for (int64_t first = 0; first < k; first += CHUNK) {
+            real sum = 0;
+            for (int64_t j = first; j < smaller(first + CHUNK, k); j++) {
+                const real *pixel = conv_tap(&c, row / out[2] / out[1], row / out[2] % out[1], row % out[2], j / in[3]);
+                if (pixel)
+                    sum = fma_real(pixel[j % in[3]], w[o * k + j], sum);
+            }
+            acc = acc + sum;
+        }
+        y[i] = acc;
+    }
+}
+
+/* One query row of `head` numbers against nk keys: scores s [nk], already in base 2. */
+static void attention_plain_row(real *y, const real *s, const real *v, int64_t nk, int64_t head, int64_t stride)
+{
+    real max = -(real)INFINITY, sum = 0;
+    for (int64_t d = 0; d < head; d++)
+        y[d] = 0;
+    for (int64_t first = 0; first < nk; first += CHUNK) {
+        int64_t end = smaller(first + CHUNK, nk);
+        real highest = max, total = 0;
+        for (int64_t j = first; j < end; j++)
+            highest = s[j] > highest ? s[j] : highest;
+        real shrink = exp2_real(max - highest);
+        for (int64_t j = first; j < end; j++)
+            total += exp2_real(s[j] - highest);
+        for (int64_t d = 0; d < head; d++) {
+            real o = 0;
+            for (int64_t j = first; j < end; j++)
+                o = fma_real(v[j * stride + d], exp2_real(s[j] - highest), o);
+            y[d] = fma_real(y[d], shrink, o);
+        }
+        sum = fma_real(sum, shrink, total);
+        max = highest;
+    }
+    for (int64_t d = 0; d < head; d++)
+        y[d] = y[d] / sum;
+}
+
+/* One sequence: q, y [nq][heads * head]; k, v [nk][heads * head]. */
+void attention_plain(real *y, const real *q, const real *k, const real *v, int64_t nq, int64_t nk, int64_t heads, int64_t head)
+{
+    int64_t width = heads * head;
+    real *scaled = allocate((size_t)head, sizeof(real)), *scores = allocate((size_t)nk, sizeof(real));
+    for (int64_t i = 0; i < nq; i++)
+        for (int64_t h = 0; h < heads; h++) {
+            for (int64_t d = 0; d < head; d++)
+                scaled[d] = q[i * width + h * head + d] * attention_scale(head);
+            for (int64_t j = 0; j < nk; j++)
+                linear_plain(scores + j, scaled, k + j * width + h * head, NULL, 1, 1, head);
+            attention_plain_row(y + i * width + h * head, scores, v + h * head, nk, head, width);
+        }
+    free(scaled);
+    free(scores);
+}
