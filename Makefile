@@ -38,7 +38,7 @@ build/double/%.o: %.c ruyi.h Makefile
 # What the unit tests check has no command line: they include the sources.
 build/unit build/unit64: tests/unit.c tests/io_test.h $(SOURCES) ruyi.h Makefile
 	@mkdir -p $(@D)
-	$(CC) $(FLAGS) -DREAL=$(if $(findstring 64,$@),double,float) tests/unit.c -lm -o $@
+	$(CC) $(filter-out -Wshadow,$(FLAGS)) -DREAL=$(if $(findstring 64,$@),double,float) tests/unit.c -lm -o $@
 
 # Address and undefined-behaviour sanitizers; small, so that the tests under it end in minutes.
 asan: build/ruyi-asan build/unit-asan
@@ -47,7 +47,7 @@ build/ruyi-asan: $(SOURCES) ruyi.h Makefile
 	$(CC) -std=c11 -O1 -g $(NUMERIC) $(NATIVE) $(WARNINGS) -fsanitize=address,undefined -fno-sanitize-recover=all $(SOURCES) -lm -o $@
 build/unit-asan: tests/unit.c tests/io_test.h $(SOURCES) ruyi.h Makefile
 	@mkdir -p $(@D)
-	$(CC) -std=c11 -O1 -g $(NUMERIC) $(NATIVE) $(WARNINGS) -fsanitize=address,undefined -fno-sanitize-recover=all tests/unit.c -lm -o $@
+	$(CC) -std=c11 -O1 -g $(NUMERIC) $(NATIVE) $(filter-out -Wshadow,$(WARNINGS)) -fsanitize=address,undefined -fno-sanitize-recover=all tests/unit.c -lm -o $@
 
 demo: ruyi
 	./ruyi -m weights/ruyi-tiny -i weights/start/meadow.ppm --frames 24 --size 128x128 --camera left --motion 2 -o out.y4m

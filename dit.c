@@ -69,7 +69,7 @@ static int64_t read_side(config f, const char *field, const char *member, int64_
     json value = config_member(f, field);
     if (json_kind(value) != '{')
         return config_int(f, field, otherwise, 1, 65536);
-    config inner = { f.path, value, f.read };
+    config inner = { f.path, NULL, value, f.read };
     if (!strcmp(member, "height") && config_int(inner, "height", REQUIRED, 1, 65536) != config_int(inner, "width", REQUIRED, 1, 65536))
         config_refuse(f, field, "expected the same height and width");
     return config_int(inner, member, REQUIRED, 1, 65536);

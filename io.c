@@ -644,8 +644,18 @@ static char *json_file(const char *path, json *root)
 config config_open(const char *folder, const char *name)
 {
     config c = { .path = text_of("%s/%s", folder, name), .read = allocate(1, sizeof *c.read) };
-    json_file(c.path, &c.root);
+    c.text = json_file(c.path, &c.root);
     return c;
+}
+
+/* The counterpart of config_open; values read before stay valid, spans of text do not. */
+void config_close(config c)
+{
+    for (size_t i = 0; i < c.read->count; i++) free(c.read->list[i]);
+    free(c.read->list);
+    free(c.read);
+    free(c.text);
+    free(c.path);
 }
 
 /* "PATH: FIELD: got VALUE, " and then the caller's words: "expected ...; what to do". */
@@ -998,7 +1008,7 @@ safetensors *safetensors_open(const char *path)
     return file;
 }
 
-/* A file with a path is one of safetensors_open's: mapped, and itself on the heap. */
+/* What safetensors_parse allocated; the bytes are the caller's. */
 void safetensors_free(safetensors *file)
 {
     for (int64_t i = 0; i < file->count; i++) {
@@ -1007,12 +1017,15 @@ void safetensors_free(safetensors *file)
     }
     free(file->tensors);
     free(file->by_name);
-    if (!file->path) {
-        *file = (safetensors){0};
-        return;
-    }
-    munmap((void *)(uintptr_t)file->map, file->size);
+    *file = (safetensors){0};
+}
+
+/* The counterpart of safetensors_open. */
+void safetensors_close(safetensors *file)
+{
+    if (file->size) munmap((void *)(uintptr_t)file->map, file->size);
     free(file->path);
+    safetensors_free(file);
     free(file);
 }
 
@@ -1901,7 +1914,7 @@ static pack pack_open(const char *path)
 static void pack_close(pack *p)
 {
     for (int f = 0; f < p->nsources; f++) {
-        safetensors_free(p->sources[f].file);
+        safetensors_close(p->sources[f].file);
         free(p->sources[f].text);
     }
     free(p->sources);

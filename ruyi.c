@@ -546,7 +546,7 @@ typedef struct {
 /* ---------------------------------------------------------------- pipeline: small parts */
 
 /* Stops a run at the first stage that is not a finite number, naming the weight that is to blame if there is one. */
-static void check_finite(const run *r, tensor x, const char *stage, const weights *w)
+static void check_finite(tensor x, const char *stage, const weights *w)
 {
     int64_t bad = -1;
     for (int64_t i = 0; i < tensor_count(x) && x.data && bad < 0; i++)
@@ -554,7 +554,6 @@ static void check_finite(const run *r, tensor x, const char *stage, const weight
             bad = i;
     if (bad < 0)
         return;
-    (void)r;
     int64_t index;
     const st_tensor *t = w ? weights_nonfinite(w, &index) : NULL;
     if (t)
@@ -567,7 +566,7 @@ static void check_finite(const run *r, tensor x, const char *stage, const weight
 /* Ends a stage: finite, and dumped under its name. */
 static void stage(const run *r, tensor x, layout order, const char *name, const weights *w)
 {
-    check_finite(r, x, name, w);
+    check_finite(x, name, w);
     dump(r, x, order, "%s", name);
 }
 
@@ -739,7 +738,7 @@ static unsigned char *decode_frames(const run *r, const job *j, tensor latents, 
     tensor z = tensor_new(a, SHAPE(latents.dim[0], latents.dim[1], latents.dim[2], latents.dim[3]));
     blend_to(z, latents, latents, 1 / c->scaling_factor, 0);
     tensor video = vae_decode(r, j->vae, z);
-    check_finite(r, video, "decoded", vae_weights(j->vae));
+    check_finite(video, "decoded", vae_weights(j->vae));
     clamp(video, -1, 1);
     dump(r, video, CHANNELS_FIRST, "decoded");
     if (c->mode != SLICE_CACHE)
@@ -800,13 +799,13 @@ static void denoise(const run *r, const job *j, const dit_condition *c, tensor l
                     .skip_end = j->enhance_end, .steps = j->steps };
     tea_log log = { allocate((size_t)s->calls, sizeof *log.computed), allocate((size_t)s->calls, sizeof *log.delta) };
     shape size = SHAPE(latents.dim[0], latents.dim[1], latents.dim[2], latents.dim[3]);
+    progress(r, "denoise", 0, s->calls);
     for (int64_t i = 0; i < (a->planning ? 1 : s->calls); i++) {
         size_t mark = arena_mark(a);
         tensor x = tensor_new(a, size), pred = tensor_new(a, size);
         char name[64];
         if (r->progress)
             r->progress->step = i, r->progress->steps = s->calls;
-        progress(r, "denoise", i, s->calls);
         sched_input(s, x, latents);
         bool see = j->starts > 0 && !((double)i < (double)s->calls * (1 - 0.40));   /* the picture: last 40 % of the calls */
         tensor out = dit_forward(r, j->dit, c, x, inpaint, s->timesteps[i], see, i, &tea, &eav);
@@ -850,11 +849,11 @@ static unsigned char *generate(const run *r, const job *j, int64_t *frames)
     tensor inpaint = inpaint_latents(r, j, j->frames, length), tokens = { 0 };
     if (j->starts) {
         tokens = clip_encode(r, j->clip, j->seen);
-        check_finite(r, tokens, "clip.hidden", clip_weights(j->clip));
+        check_finite(tokens, "clip.hidden", clip_weights(j->clip));
     }
     int64_t rows = j->cfg > 1 ? 2 : 1;
     dit_condition condition = dit_conditions(r, j->dit, j->rows + 2 - rows, rows, tokens, j->height, j->width);
-    check_finite(r, condition.text, "text", j->embeddings);
+    check_finite(condition.text, "text", j->embeddings);
     denoise(r, j, &condition, latents, inpaint, &g, &s);
     arena_reset(a, mark);
 
@@ -888,7 +887,7 @@ static result flow_decode(const run *r, const job *j)
     for (int64_t i = 0; i < z * places && from; i++)
         latents.data[i % places * z + i / places] = from[i];
     arena_reset(r->arena, mark);
-    check_finite(r, latents, "latents", NULL);
+    check_finite(latents, "latents", NULL);
     out.bytes = decode_frames(r, j, latents, &out.frames);
     return out;
 }
@@ -914,7 +913,7 @@ static result flow_encode(const run *r, const job *j)
 static result flow_clip(const run *r, const job *j)
 {
     tensor tokens = clip_encode(r, j->clip, j->seen);
-    check_finite(r, tokens, "clip.hidden", clip_weights(j->clip));
+    check_finite(tokens, "clip.hidden", clip_weights(j->clip));
     return (result){ .saved = tokens, .name = "clip.hidden" };
 }
 
@@ -1010,6 +1009,7 @@ static void check_index(const job *j)
     if (strcmp(class, "RuyiInpaintPipeline"))
         config_refuse(f, "_class_name", "expected RuyiInpaintPipeline; this folder holds another model");
     free(class);
+    config_close(f);
 }
 
 /* One tensor of a control row: PREFIX.PART, or the default's. */
@@ -1650,8 +1650,9 @@ static void catch_signals(void)
 
 int main(int argc, char **argv)
 {
+    static job all;         /* static, so that what lives as long as the program stays reachable */
+    job *j = &all;
     catch_signals();
-    job *j = allocate(1, sizeof *j);
     *j = (job){ .resolution = 512, .frames = 120, .steps = 25, .camera = "auto", .motion = "auto", .cfg = 7, .seed = 42,
                 .scheduler = DDIM, .tea_start = 3, .tea_end = 1 };
     int code = DONE;

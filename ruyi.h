@@ -121,9 +121,10 @@ double json_number(json value);
 char *json_string(json value);                      /* decoded to UTF-8, a new string */
 
 /* A folder's configuration file. Getters die with file, field, got and expected; REQUIRED has no default. */
-typedef struct { char *path; json root; struct words *read; } config;
+typedef struct { char *path, *text; json root; struct words *read; } config;
 #define REQUIRED INT64_MIN
 config config_open(const char *folder, const char *name);
+void config_close(config c);
 int64_t config_int(config c, const char *field, int64_t otherwise, int64_t least, int64_t most);
 double config_real(config c, const char *field, double otherwise);      /* NAN: no default */
 bool config_bool(config c, const char *field, bool otherwise);
@@ -156,7 +157,8 @@ typedef struct {
 } safetensors;
 bool safetensors_parse(const unsigned char *bytes, size_t size, safetensors *out, char reason[REASON]);
 safetensors *safetensors_open(const char *path);    /* mmapped; dies with the rule that the file breaks */
-void safetensors_free(safetensors *file);           /* what safetensors_parse allocated, and the mapping if any */
+void safetensors_free(safetensors *file);            /* what safetensors_parse allocated */
+void safetensors_close(safetensors *file);           /* the counterpart of safetensors_open */
 const st_tensor *safetensors_find(const safetensors *file, const char *name);       /* NULL: none */
 shape shape_of(const st_tensor *t);                 /* without leading ones beyond MAX_DIMS; dies on a higher rank */
 /* One file, whole or not at all. data: host byte order; names, types, shapes and data side by side. */

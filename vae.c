@@ -78,11 +78,11 @@ static mid_attention read_attention_type(config file)
     config_refuse(file, "mid_block_attention_type", "expected 3d, spatial, temporal or spatial_temporal");
 }
 
-/* Fields whose only supported value is one word. */
-static void expect_word(config file, const char *field, const char *expected)
+/* Fields that have one supported value, by one or two names. */
+static void expect_word(config file, const char *field, const char *expected, const char *alias)
 {
     char *word = config_word(file, field, expected);
-    if (strcmp(word, expected))
+    if (strcmp(word, expected) && strcmp(word, alias))
         config_refuse(file, field, "expected %s; nothing else is supported", expected);
     free(word);
 }
@@ -166,8 +166,8 @@ static vae_config read_config(const char *folder)
     c.tile_latent_min_size = c.tile_sample_min_size / vae_scale(&c);
     read_block_types(f, "down_block_types", "Down", c.levels, c.down_time);
     read_block_types(f, "up_block_types", "Up", c.levels, c.up_time);
-    expect_word(f, "mid_block_type", "MidBlock3D");
-    expect_word(f, "act_fn", "silu");
+    expect_word(f, "mid_block_type", "MidBlock3D", "MidBlock3D");
+    expect_word(f, "act_fn", "silu", "swish");
     refuse_gc_blocks(f);
     check_config(f, &c);
     return c;
@@ -192,7 +192,7 @@ static resblock bind_resblock(weights *w, const char *name, int64_t in, int64_t 
     return b;
 }
 
-static attention_weights bind_attention(weights *w, const char *name, int64_t c)
+static attention_weights bind_mid_attention(weights *w, const char *name, int64_t c)
 {
     return (attention_weights){
         .group_norm = bind_norm(w, c, "%s.group_norm", name),
@@ -222,7 +222,7 @@ static void bind_mid(weights *w, const vae_config *c, coder *k, const char *half
     for (int64_t i = 0; i < attentions * (pair ? 2 : 1); i++) {
         char *name = pair ? text_of("%s.mid_block.attentions.%lld.%lld", half, (long long)i / 2, (long long)i % 2)
                           : text_of("%s.mid_block.attentions.%lld", half, (long long)i);
-        k->mid_attentions[pair ? i : 2 * i] = bind_attention(w, name, channels);
+        k->mid_attentions[pair ? i : 2 * i] = bind_mid_attention(w, name, channels);
         free(name);
     }
     free(convs);
@@ -409,7 +409,7 @@ static void swap_axes(tensor y, tensor x, int64_t a, int64_t b)
 
 /* h + to_out(attention(group_norm(h))) where h is [sequences * length][1][1][C], or any [T][H][W][C] of which `span`
  * frames make one sequence. */
-static void attend(pass *p, tensor h, const attention_weights *b, int64_t span)
+static void mid_attend(pass *p, tensor h, const attention_weights *b, int64_t span)
 {
     size_t mark = arena_mark(p->a);
     int64_t channels = h.dim[3], tokens = tensor_count(h) / channels;
@@ -424,13 +424,13 @@ static void attend(pass *p, tensor h, const attention_weights *b, int64_t span)
 }
 
 /* Attention between the frames of every pixel: the same on [H * W][T]. */
-static void attend_temporal(pass *p, tensor x, const attention_weights *b)
+static void mid_attend_temporal(pass *p, tensor x, const attention_weights *b)
 {
     size_t mark = arena_mark(p->a);
     int64_t frames = x.dim[0], pixels = x.dim[1] * x.dim[2];
     tensor h = tensor_new(p->a, SHAPE(pixels * frames, 1, 1, x.dim[3]));
     swap_axes(h, x, frames, pixels);
-    attend(p, h, b, frames);
+    mid_attend(p, h, b, frames);
     swap_axes(x, h, pixels, frames);
     arena_reset(p->a, mark);
 }
@@ -444,11 +444,11 @@ static tensor mid_block(pass *p, tensor x)
         mid_attention type = p->c->mid_block_attention_type;
         if (p->c->mid_block_use_attention) {
             if (type == ATTEND_3D)
-                attend(p, x, b, x.dim[0]);
+                mid_attend(p, x, b, x.dim[0]);
             if (type == ATTEND_SPATIAL || type == ATTEND_SPATIAL_TEMPORAL)
-                attend(p, x, b, 1);
+                mid_attend(p, x, b, 1);
             if (type == ATTEND_TEMPORAL || type == ATTEND_SPATIAL_TEMPORAL)
-                attend_temporal(p, x, b + (type == ATTEND_SPATIAL_TEMPORAL));
+                mid_attend_temporal(p, x, b + (type == ATTEND_SPATIAL_TEMPORAL));
         }
         x = residual(p, x, &p->k->mid_convs[i]);
     }

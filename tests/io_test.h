@@ -75,7 +75,7 @@ static void test_json_values(void)
 
 static void test_config(void)
 {
-    config c = { .path = text_of("test") };
+    config c = { .path = text_of("test"), .read = allocate(1, sizeof *c.read) };
     c.root = json_of("{\"i\":-3,\"x\":2.5,\"b\":true,\"s\":\"w\",\"l\":[1,2],\"n\":null,"
                      "\"w\":[\"a\",\"b\"],\"t\":\"('a', 'b',)\",\"e\":\"[]\",\"q\":\"( \\\"a\\\" )\"}");
     char *words[2];
@@ -262,7 +262,7 @@ static void test_safetensors_write(void)
     for (uint64_t i = 0; x && i < 3; i++) CHECK(element(x, i) == numbers[i], "safetensors: %g", element(x, i));
     for (uint64_t i = 0; y && i < 5; i++) CHECK(element(y, i) == bytes[i], "safetensors: %g", element(y, i));
     CHECK((file->size - 8 * 3 - 5 - 8) % 8 == 0, "safetensors: data is not aligned");
-    safetensors_free(file);
+    safetensors_close(file);
     CHECK(unfinished == NULL && unlink(path) == 0 && rmdir(folder) == 0, "safetensors: something is left in %s",
         folder);
     free(path);
@@ -374,7 +374,7 @@ static void test_resize(void)
         free(got.rgb);
     }
     CHECK(cases == 14, "resize: %d cases, expected 14", cases);
-    safetensors_free(file);
+    safetensors_close(file);
 }
 
 /* The shortest edge to S, the other int(S * long / short), then the centre. */
@@ -399,7 +399,7 @@ static void test_crops(void)
         free(got.rgb);
     }
     CHECK(cases == 8, "crop: %d cases, expected 8", cases);
-    safetensors_free(file);
+    safetensors_close(file);
 }
 
 /* ---------------------------------------------------------------- words, names, stages */
