@@ -227,8 +227,8 @@ static unsigned char *read_all(const char *path, size_t *size)
 /* Whatever keeps an output from being written is the system's doing: exit code 3. errno must still be the call's. */
 static _Noreturn void die_writing(const char *path)
 {
-    die(SYSTEM_ERROR, "%s: writing: got \"%s\", expected to write it; check folder, rights and free space", path,
-        strerror(errno));
+    die(SYSTEM_ERROR, "%s: writing: got \"%s\", expected to write it; check folder, rights and free space",
+        strcmp(path, "-") ? path : "standard output", strerror(errno));
 }
 
 /* Starts an output. Its temporary name tells processes apart by their id, and outputs of one process (or of a process
@@ -1519,11 +1519,12 @@ int images_read(const char *path, image *list, int room)
     size_t size, used = 0;
     char reason[REASON];
     unsigned char *bytes = read_all(path, &size);
+    const char *name = strcmp(path, "-") ? path : "standard input";
     int count = 0;
     for (size_t at = 0; at < size || count == 0; at += used) {
-        if (count == room) die(BAD_INPUT, "%s: pictures: got more, expected at most %d; give fewer", path, room);
+        if (count == room) die(BAD_INPUT, "%s: pictures: got more, expected at most %d; give fewer", name, room);
         if (!ppm_parse(bytes + at, size - at, &used, &list[count], reason))
-            die(BAD_INPUT, "%s: picture %d: %s; convert it to PPM", path, count + 1, reason);
+            die(BAD_INPUT, "%s: picture %d: %s; convert it to PPM", name, count + 1, reason);
         for (count++; at + used < size && is_space(bytes[at + used]);) used++;
     }
     free(bytes);

@@ -533,7 +533,7 @@ typedef struct {
     const char *filters[MAX_FILES * 16]; int nfilters;
     const char *dump_dir;
     const char *files[2]; int nfiles;       /* what stands beside the options */
-    bool quiet;
+    bool quiet, blank;                      /* blank: info's picture is a stand-in */
 
     vae *vae; clip *clip; dit *dit;
     sched_config sched;
@@ -743,6 +743,7 @@ static unsigned char *decode_frames(const run *r, const job *j, tensor latents, 
     dump(r, video, CHANNELS_FIRST, "decoded");
     if (c->mode != SLICE_CACHE)
         smooth(r, j->vae, video);
+    check_finite(video, "video", vae_weights(j->vae));
     for (int64_t i = 0; i < tensor_count(video) && video.data; i++)
         video.data[i] = video.data[i] / 2 + (real)0.5;
     clamp(video, 0, 1);
@@ -949,17 +950,27 @@ static size_t plan(const job *j, flow *f, result *out)
     return a.peak;
 }
 
+static bool ends_with(const char *text, const char *tail)
+{
+    size_t length = strlen(text), end = strlen(tail);
+    return length > end && !strcmp(text + length - end, tail);
+}
+
 /* Plans, opens the output, runs, writes. */
 static void run_flow(job *j, flow *f)
 {
     result planned;
     size_t bytes = plan(j, f, &planned);
     output *o = NULL;
-    if (j->out && planned.name)
+    if (j->out && planned.name) {
+        if (!ends_with(j->out, ".safetensors"))
+            die(BAD_INPUT, "--output: got %s, expected NAME.safetensors", j->out);
         output_check(j->out);
-    else if (j->out)
+    }
+    if (j->out && !planned.name)
         o = output_open(j->out, planned.w, planned.h, planned.frames);
-    struct progress p = { .terminal = isatty(2), .start = now() };
+    double time = now();
+    struct progress p = { .terminal = isatty(2), .start = time, .last_line = time };
     arena a = arena_new(bytes);
     run r = run_of(j, &a);
     r.progress = j->quiet ? NULL : &p;
@@ -980,10 +991,15 @@ static void run_flow(job *j, flow *f)
 
 /* ---------------------------------------------------------------- opening a model */
 
+static void need(const char *value, const char *option, const char *what)
+{
+    if (!value || !*value)
+        die(BAD_INPUT, "%s: got nothing, expected %s; see ruyi --help", option, what);
+}
+
 static char *inside(const job *j, const char *part)
 {
-    if (!j->model)
-        die(BAD_INPUT, "--model: expected a model folder; give it with -m FOLDER");
+    need(j->model, "--model", "a model folder; give it with -m FOLDER");
     return text_of("%s/%s", j->model, part);
 }
 
@@ -1129,16 +1145,9 @@ static void resize_pictures(image *list, int count, int64_t w, int64_t h)
 
 /* ---------------------------------------------------------------- commands */
 
-static void need(const char *value, const char *option, const char *what)
-{
-    if (!value)
-        die(BAD_INPUT, "%s: expected %s; see ruyi --help", option, what);
-}
-
 static void open_generate(job *j)
 {
-    if (!j->model)
-        die(BAD_INPUT, "--model: expected a model folder; give it with -m FOLDER");
+    need(j->model, "--model", "a model folder; give it with -m FOLDER");
     check_index(j);
     open_vae(j, true, true);
     choose_size(j);
@@ -1233,7 +1242,7 @@ static void print_file(const safetensors *f, bool list)
         if (list)
             print_tensor(&f->tensors[i]);
     }
-    printf("  %s: %lld tensors, %.3f M numbers, %.1f MB\n", f->path, (long long)f->count, (double)count / 1e6, (double)f->size / 1e6);
+    printf("  %s: %lld tensors, %.3f M parameters, %.1f MB\n", f->path, (long long)f->count, (double)count / 1e6, (double)f->size / 1e6);
 }
 
 static void print_weights(const weights *w, bool list)
@@ -1303,7 +1312,7 @@ static void info_plan(const job *j)
     uint64_t mapped = weights_bytes(vae_weights(j->vae)) + weights_bytes(clip_weights(j->clip)) + weights_bytes(dit_weights(j->dit));
     printf("a run of %lld x %lld, %lld frames, with %s: %.1f MB of activations, %.1f MB of convolution weights put in order, "
            "%.1f MB of weights mapped from disk; %.1f MB of frames come out\n", (long long)out.w, (long long)out.h, (long long)out.frames,
-           j->starts ? "the given pictures" : "one picture", (double)bytes / 1e6, (double)copied / 1e6, (double)mapped / 1e6,
+           j->blank ? "one picture" : "the given pictures", (double)bytes / 1e6, (double)copied / 1e6, (double)mapped / 1e6,
            (double)(out.frames * out.w * out.h * 3) / 1e6);
 }
 
@@ -1320,6 +1329,7 @@ static void give_blank(job *j)
 {
     if (j->starts)
         return;
+    j->blank = true;
     j->starts = 1;
     j->start[0] = (image){ 512, 512, allocate(3 * 512 * 512, 1) };
 }
@@ -1328,8 +1338,7 @@ static void command_info(job *j)
 {
     const char *path = j->nfiles ? j->files[0] : j->model;
     need(path, "info", "a model folder or a .safetensors file");
-    size_t length = strlen(path);
-    if (length > 12 && !strcmp(path + length - 12, ".safetensors")) {
+    if (ends_with(path, ".safetensors")) {
         print_file(safetensors_open(path), true);
         return;
     }
@@ -1505,8 +1514,10 @@ static void read_lora(job *j, const char *text)
 
 static void read_pictures(job *j, const char *path, bool end)
 {
-    int room = end ? MAX_GIVEN : j->command == ENCODE ? MAX_PICTURES : MAX_GIVEN, *count = end ? &j->ends : &j->starts;
-    *count += images_read(path, (end ? j->end : j->start) + *count, room - *count);
+    int most = !end && j->command == ENCODE ? MAX_PICTURES : MAX_GIVEN, *count = end ? &j->ends : &j->starts;
+    if (*count == most)
+        die(BAD_INPUT, "--%s: got more pictures, expected at most %d; give fewer", end ? "end" : "image", most);
+    *count += images_read(path, (end ? j->end : j->start) + *count, most - *count);
 }
 
 /* Applies one option; names were checked. */
@@ -1639,13 +1650,17 @@ static void on_signal(int signal_number)
     _exit(SYSTEM_ERROR);
 }
 
+/* Signals that end the program remove temporaries first, unless they were ignored from the start (nohup). A closed pipe
+ * and a file beyond the limit are writes that fail. */
 static void catch_signals(void)
 {
-    struct sigaction stop = { .sa_handler = on_signal }, ignore = { .sa_handler = SIG_IGN };
-    sigaction(SIGINT, &stop, NULL);
-    sigaction(SIGTERM, &stop, NULL);
-    sigaction(SIGHUP, &stop, NULL);
-    sigaction(SIGPIPE, &ignore, NULL);      /* a closed pipe is a write that fails */
+    static const int stopping[] = { SIGINT, SIGTERM, SIGHUP };
+    struct sigaction stop = { .sa_handler = on_signal }, ignore = { .sa_handler = SIG_IGN }, before;
+    for (int i = 0; i < 3; i++)
+        if (sigaction(stopping[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+            sigaction(stopping[i], &stop, NULL);
+    sigaction(SIGPIPE, &ignore, NULL);
+    sigaction(SIGXFSZ, &ignore, NULL);
 }
 
 int main(int argc, char **argv)

@@ -14,7 +14,7 @@
  * slice is the business of the convolutions' padding mode (conv in tensor.c).
  *
  * Invariants: a slice's activations live above `floor` in the arena; every step returns one tensor there and frees
- * the one before. At most three tensors of full resolution are alive at a time: the stream, and a residual block's two.
+ * the one before. At most three tensors are alive at a time beside the weights: the stream, and a residual block's two.
  *
  * Mirrors: ruyi/models/autoencoder_magvit.py, ruyi/vae/ldm/models/omnigen_enc_dec.py, .../vaemodules/ of the public code.
  */
@@ -380,21 +380,22 @@ static void norm_silu(pass *p, tensor y, tensor x, layer l)
     group_norm(p->a, y, x, p->c->norm_num_groups, p->c->spatial_group_norm ? 1 : x.dim[0], l, true);
 }
 
-/* x + conv2(silu(norm2(conv1(silu(norm1(x)))))), x through a 1 x 1 x 1 shortcut where the channels change. */
+/* x + conv2(silu(norm2(conv1(silu(norm1(x)))))). Where the channels change, x goes through a 1 x 1 x 1 shortcut first,
+ * and its memory is free for the norm and then for the result: at full resolution it is the largest tensor of all. */
 static tensor residual(pass *p, tensor x, const resblock *b)
 {
-    tensor n = tensor_new(p->a, SHAPE(x.dim[0], x.dim[1], x.dim[2], x.dim[3]));
+    bool project = b->shortcut.weight.data != NULL;
+    tensor shortcut = project ? linear(p->a, x, b->shortcut) : x;
+    tensor n = project ? x : tensor_new(p->a, SHAPE(x.dim[0], x.dim[1], x.dim[2], x.dim[3]));
     norm_silu(p, n, x, b->norm1);
     tensor y = causal_conv(p, n, b->conv1);
     norm_silu(p, y, y, b->norm2);
-    if (!b->shortcut.weight.data) {
-        causal_conv_to(p, n, y, b->conv2, same);
-        add(x, n);
-        return arena_return(p->a, p->floor, x);
-    }
-    tensor z = causal_conv(p, y, b->conv2);
-    linear_to(p->a, y, x, b->shortcut);
-    add(z, y);
+    tensor z = n;
+    if (y.dim[3] > n.dim[3])
+        z = tensor_new(p->a, SHAPE(y.dim[0], y.dim[1], y.dim[2], y.dim[3]));
+    z.dim[3] = y.dim[3];
+    causal_conv_to(p, z, y, b->conv2, same);
+    add(z, shortcut);
     return arena_return(p->a, p->floor, z);
 }
 

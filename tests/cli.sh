@@ -146,7 +146,7 @@ tensors() {
 pair() { tensors "{\"$1\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}" "$2"; }
 
 # Frames of 16 x 16 in a Y4M file: after the line of the header, each has "FRAME", a newline, and 256 + 64 + 64 samples.
-frames_of() { echo $((($(bytes "$1") - $(head -n 1 "$1" | wc -c)) / 390)); }
+frames_of() { [ -f "$1" ] && echo $((($(bytes "$1") - $(head -n 1 "$1" | wc -c)) / 390)); }
 
 # The first byte of a tensor in its file.
 offset() {              # FILE KEY
