@@ -17,7 +17,7 @@ NUMERIC   = -ffp-contract=off -fno-math-errno -fno-trapping-math
 FLAGS     = -std=c11 $(CFLAGS) $(NUMERIC) $(NATIVE) $(OPENMP) $(WARNINGS)
 SOURCES   = ruyi.c vae.c dit.c tensor.c io.c
 
-.PHONY: all demo test asan clean help
+.PHONY: all demo test asan bench identity clean help
 
 all: ruyi
 
@@ -59,6 +59,14 @@ demo: ruyi
 test: ruyi ruyi64 build/unit build/unit64
 	tests/run.sh
 
+# Times beside PyTorch (PYTHON=a Python that has it) and OpenBLAS (if installed). Says what is missing; never fails.
+bench: ruyi
+	tests/bench.sh ./ruyi
+
+# One hash over compilers, optimisation levels, instruction sets, threads and machines. Takes a quarter of an hour.
+identity:
+	tests/identity.sh
+
 clean:
 	rm -rf build ruyi ruyi64 out.y4m
 
@@ -68,5 +76,7 @@ help:
 	@echo "make test       all tests: units, golden cases in both precisions, the command line"
 	@echo "make ruyi64     the same program in float64, the oracle"
 	@echo "make asan       build/ruyi-asan and build/unit-asan, under address and undefined-behaviour sanitizers"
+	@echo "make bench      kernels beside PyTorch and OpenBLAS (PYTHON=a Python with torch)"
+	@echo "make identity   the same bytes from every compiler, level, instruction set, thread count and machine at hand"
 	@echo "make clean      remove what was built"
 	@echo "CC=clang, CFLAGS=-O2, NATIVE=, OPENMP=  choose compiler, optimisation, instruction set, threads"

@@ -1065,3 +1065,42 @@ tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor la
     arena_reset(a, mark);
     return out;
 }
+
+/* ---------------------------------------------------------------- measurement */
+
+typedef struct { run r; dit d; block_weights b; call_state c; tensor h, skip; } block_bench;
+
+void *bench_block_new(arena *a, int64_t n)
+{
+    block_bench *s = allocate(1, sizeof *s);
+    dit_config *c = &s->d.config;
+    *c = (dit_config){ .num_attention_heads = 32, .attention_head_dim = 88, .hidden_size = 2816, .num_layers = 2, .inner = 12288,
+                       .cross_attention_dim = 1024, .patch_size = 2 };
+    bind_block(weights_random(F32), c, &s->b, 2);
+    s->d.blocks = &s->b;
+    s->r = (run){ .arena = a };
+    s->h = tensor_new(a, SHAPE(n, c->hidden_size));
+    s->skip = tensor_new(a, SHAPE(n, c->hidden_size));
+    s->c = (call_state){ .r = &s->r, .d = &s->d, .a = a, .rows = 1, .frames = 1, .area = n };
+    s->c.silu_temb = tensor_new(a, SHAPE(1, c->hidden_size));
+    s->c.text = tensor_new(a, SHAPE(77 + 256, c->cross_attention_dim));
+    s->c.image = tensor_new(a, SHAPE(64, c->cross_attention_dim));
+    s->c.rotary = rotary_table(a, c, 1, n);
+    tensor all[] = { s->h, s->skip, s->c.silu_temb, s->c.text, s->c.image };
+    generator g;
+    generator_seed(&g, 1);
+    for (int i = 0; i < 5; i++)
+        for (int64_t k = 0; k + 16 <= tensor_count(all[i]); k += 16) {
+            float numbers[16];
+            generator_randn(&g, numbers, 16);
+            for (int64_t m = 0; m < 16; m++)
+                all[i].data[k + m] = (real)numbers[m];
+        }
+    return s;
+}
+
+void bench_block(void *state)
+{
+    block_bench *s = state;
+    block(&s->c, s->h, 0, s->skip);
+}

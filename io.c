@@ -25,6 +25,7 @@
 #include <fnmatch.h>
 #include <inttypes.h>
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -231,24 +232,50 @@ static _Noreturn void die_writing(const char *path)
         strcmp(path, "-") ? path : "standard output", strerror(errno));
 }
 
-/* Starts an output. Its temporary name tells processes apart by their id, and outputs of one process (or of a process
- * in another namespace, or a dead one's leavings) by a number. Devices are refused: the rename would replace them. */
-static writer *writer_open(const char *path)
+/* Between the two no signal handler runs: the list of temporaries and the disk are of one mind whenever it does. */
+static sigset_t hold_signals(void)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    sigprocmask(SIG_BLOCK, &all, &before);
+    return before;
+}
+
+static void release_signals(sigset_t before)
+{
+    int kept = errno;
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    errno = kept;
+}
+
+/* What stands at a target must be replaceable: a rename over a device would take it away. */
+static void target_check(const char *path)
 {
     struct stat there;
     if (stat(path, &there) == 0 && !S_ISREG(there.st_mode))
         die(SYSTEM_ERROR, "%s: writing: got a folder or device, expected a file; choose another name", path);
+}
+
+/* Starts an output. Its temporary name tells processes apart by their id, and outputs of one process (or of a process
+ * in another namespace, or a dead one's leavings) by a number. */
+static writer *writer_open(const char *path)
+{
+    target_check(path);
     writer *f = allocate(1, sizeof *f);
     f->path = text_of("%s", path);
     int number = 0;
+    sigset_t before = hold_signals();
     do {
         free(f->temporary);
         f->temporary = text_of("%s.tmp.%ld.%d", path, (long)getpid(), number++);
         f->fd = open(f->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     } while (f->fd < 0 && (errno == EEXIST || errno == EINTR));
+    if (f->fd >= 0) {
+        f->next = unfinished;
+        unfinished = f;
+    }
+    release_signals(before);
     if (f->fd < 0) die_writing(path);
-    f->next = unfinished;
-    unfinished = f;
     return f;
 }
 
@@ -1311,10 +1338,39 @@ static const lora *lora_bind(weights *w, const weight *matrix)
     return list;
 }
 
+/* Weights for measurements: every name is there, in that type (F32 or BF16), with numbers of a trained layer's size. */
+weights *weights_random(dtype type)
+{
+    weights *w = allocate(1, sizeof *w);
+    w->random = true;
+    w->random_type = type;
+    return w;
+}
+
+static weight random_weight(const weights *w, shape expected, char *key)
+{
+    uint64_t count = shape_elements(expected), state = 1;
+    size_t size = (size_t)dtype_bits[w->random_type] / 8;
+    unsigned char *bytes = allocate(count, size);
+    float scale = 1.0f / sqrtf((float)(count / (uint64_t)expected.dim[0]) + 1);
+    for (uint64_t i = 0; i < count; i++) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        float x = scale * ((float)(state >> 40) * 0x1p-23f - 1);
+        uint32_t bits;
+        memcpy(&bits, &x, sizeof bits);
+        if (w->random_type == BF16) bits >>= 16;
+        for (size_t b = 0; b < size; b++) bytes[i * size + b] = (unsigned char)(bits >> 8 * b);
+    }
+    weight v = { .data = bytes, .type = w->random_type, .ndim = expected.ndim, .key = key };
+    memcpy(v.dim, expected.dim, sizeof v.dim);
+    return v;
+}
+
 /* What bind and bind_conv share. Takes over key. Updates hang on every matrix: no caller has to ask for them. */
 static weight bind_key(weights *w, shape expected, char *key)
 {
     int f;
+    if (w->random) return random_weight(w, expected, key);
     const st_tensor *t = weights_find(w, key, &f);
     if (!t)
         die(BAD_INPUT, "%s/%s: tensor %s: got none, expected %s; check the configuration, or copy the file again",
@@ -1642,6 +1698,7 @@ void output_check(const char *path)
     struct stat about;
     if (stat(folder, &about) == 0 && !S_ISDIR(about.st_mode)) errno = ENOTDIR, die_writing(path);
     if (access(folder, W_OK | X_OK) != 0) die_writing(path);
+    target_check(path);
     free(folder);
 }
 
@@ -1709,8 +1766,10 @@ void output_close(output *o)
         die(SYSTEM_ERROR, "%s: output: got %" PRId64 " frames, expected %" PRId64 "; report this bug", o->path, o->done,
             o->frames);
     if (o->planes && o->files[0]) writer_finish(o->files[0], true);
+    sigset_t before = hold_signals();               /* all frames or none */
     for (int64_t i = 0; i < (o->planes ? 1 : o->frames); i++)
         if (o->files[i]) writer_rename(o->files[i]);
+    release_signals(before);
     free(o->files);
     free(o->planes);
     free(o->path);

@@ -512,7 +512,7 @@ void progress(const run *r, const char *stage, int64_t done, int64_t total)
 
 /* ---------------------------------------------------------------- the job */
 
-typedef enum { GENERATE, ENCODE, DECODE, CLIP, INFO, COMPARE, HELP, VERSION } command;
+typedef enum { GENERATE, ENCODE, DECODE, CLIP, INFO, COMPARE, BENCH, HELP, VERSION } command;
 enum { MAX_GIVEN = 5, MAX_PICTURES = 4096, MAX_FILES = 64, TIME_ROWS = 512 };
 
 /* What the command line says, and what was opened for it. */
@@ -532,7 +532,7 @@ typedef struct {
     bool enhance; double enhance_weight; int64_t enhance_start, enhance_end;
     const char *filters[MAX_FILES * 16]; int nfilters;
     const char *dump_dir;
-    const char *files[2]; int nfiles;       /* what stands beside the options */
+    const char *files[MAX_FILES]; int nfiles;   /* what stands beside the options */
     bool quiet, blank;                      /* blank: info's picture is a stand-in */
 
     vae *vae; clip *clip; dit *dit;
@@ -1362,14 +1362,154 @@ static void command_info(job *j)
     }
 }
 
+/* ---------------------------------------------------------------- bench
+ *
+ * A case is its name: linear.MxNxK, linear_bf16.MxNxK, attention.HEADSxQUERIESxKEYSxWIDTH, conv3d.C.TxHxW (causal
+ * 3 x 3 x 3, C to C channels), resblock.C.TxHxW, dit_block.N (the published size, N tokens, one guidance row), peak,
+ * generate.tiny. One line each: name, median, minimum, maximum in seconds, nominal GFLOP.
+ */
+typedef struct {
+    arena a;
+    tensor x, k, v, y;
+    layer l;
+    void *state;
+    int64_t n[4];
+    double gflop;
+    const job *job;
+} bench;
+
+static tensor uniform(arena *a, shape s)
+{
+    tensor x = tensor_new(a, s);
+    for (int64_t i = 0; i < tensor_count(x); i++)
+        x.data[i] = (real)((double)(i * 7919 % 10007) / 5003.5 - 1);
+    return x;
+}
+
+static void bench_linear(bench *b) { linear_to(&b->a, b->y, b->x, b->l); }
+static void bench_attention(bench *b) { attention(&b->a, b->y, b->x, b->k, b->v, 1, b->n[0]); }
+static void bench_conv(bench *b)
+{
+    conv(&b->a, b->y, b->x, (conv_spec){ .kernel = { 3, 3, 3 }, .stride = { 1, 1, 1 }, .pad = 1, .up = 1 }, b->l);
+}
+static void bench_residual(bench *b) { bench_resblock(b->state); }
+static void bench_whole_block(bench *b) { bench_block(b->state); }
+static void bench_peak(bench *b) { b->gflop = burn_peak(&b->a) / 1e9; }
+static void bench_generate(bench *b)
+{
+    job j = *b->job;
+    result out;
+    run r = run_of(&j, &b->a);
+    out = flow_generate(&r, &j);
+    arena_reset(&b->a, 0);
+    arena_reset_high(&b->a, 0);
+    (void)out;
+}
+
+typedef void bench_run(bench *b);
+
+/* Sets a case up by its name; dies where no case has that form. */
+static bench_run *bench_open(bench *b, const char *name)
+{
+    int64_t *n = b->n;
+    double rows;
+    bool bf16 = !strncmp(name, "linear_bf16.", 12);
+    if (sscanf(name + (bf16 ? 5 : 0), bf16 ? "r_bf16.%" SCNd64 "x%" SCNd64 "x%" SCNd64 : "linear.%" SCNd64 "x%" SCNd64 "x%" SCNd64, n, n + 1, n + 2) == 3) {
+        b->x = uniform(&b->a, SHAPE(n[0], n[2]));
+        b->y = tensor_new(&b->a, SHAPE(n[0], n[1]));
+        b->l = bind_linear(weights_random(bf16 ? BF16 : F32), n[1], n[2], "layer");
+        b->gflop = 2e-9 * (double)n[0] * (double)n[1] * (double)n[2];
+        return bench_linear;
+    }
+    if (sscanf(name, "attention.%" SCNd64 "x%" SCNd64 "x%" SCNd64 "x%" SCNd64, n, n + 1, n + 2, n + 3) == 4) {
+        b->x = uniform(&b->a, SHAPE(n[1], n[0] * n[3]));
+        b->k = uniform(&b->a, SHAPE(n[2], n[0] * n[3]));
+        b->v = uniform(&b->a, SHAPE(n[2], n[0] * n[3]));
+        b->y = tensor_new(&b->a, SHAPE(n[1], n[0] * n[3]));
+        b->gflop = 4e-9 * (double)(n[0] * n[3]) * (double)n[1] * (double)n[2];
+        return bench_attention;
+    }
+    if (sscanf(name, "conv3d.%" SCNd64 ".%" SCNd64 "x%" SCNd64 "x%" SCNd64, n, n + 1, n + 2, n + 3) == 4) {
+        b->x = uniform(&b->a, SHAPE(n[1], n[2], n[3], n[0]));
+        b->y = tensor_new(&b->a, SHAPE(n[1], n[2], n[3], n[0]));
+        b->l = bind_convolution(weights_random(F32), SHAPE(n[0], n[0], 3, 3, 3), "layer");
+        b->gflop = 54e-9 * (double)(n[0] * n[0]) * (double)(n[1] * n[2] * n[3]);
+        return bench_conv;
+    }
+    if (sscanf(name, "resblock.%" SCNd64 ".%" SCNd64 "x%" SCNd64 "x%" SCNd64, n, n + 1, n + 2, n + 3) == 4 && n[0] % 32 == 0) {
+        b->state = bench_resblock_new(&b->a, n[0], n[1], n[2], n[3]);
+        b->gflop = 108e-9 * (double)(n[0] * n[0]) * (double)(n[1] * n[2] * n[3]);
+        return bench_residual;
+    }
+    if (sscanf(name, "dit_block.%" SCNd64, n) == 1) {
+        const double d = 2816, inner = 12288, text = 333, clip_tokens = 64, cross = 1024;
+        rows = (double)n[0];
+        b->state = bench_block_new(&b->a, n[0]);
+        b->gflop = 1e-9 * (2 * (rows * (12 * d * d + 2 * d * inner) + 2 * (text + clip_tokens) * cross * d) + 4 * d * rows * (rows + text + clip_tokens));
+        return bench_whole_block;
+    }
+    if (!strcmp(name, "peak"))
+        return bench_peak;
+    if (!strcmp(name, "generate.tiny"))
+        return bench_generate;
+    die(BAD_INPUT, "bench: got %s, expected a case like linear.1536x2816x2816; ruyi bench alone runs them all", name);
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void bench_case(const job *j, const char *name, size_t bytes)
+{
+    enum { ROUNDS = 5 };
+    bench b = { .a = arena_new(bytes), .job = j };
+    bench_run *one = bench_open(&b, name);
+    double times[ROUNDS];
+    one(&b);
+    for (int i = 0; i < ROUNDS; i++) {
+        double start = now();
+        one(&b);
+        times[i] = now() - start;
+    }
+    qsort(times, ROUNDS, sizeof *times, by_size);
+    printf("%s\t%.4f\t%.4f\t%.4f\t%.1f\n", name, times[ROUNDS / 2], times[0], times[ROUNDS - 1], b.gflop);
+    fflush(stdout);
+    arena_free(&b.a);
+}
+
+static void command_bench(job *j)
+{
+    static const char *const all[] = { "peak", "linear.1536x2816x2816", "linear_bf16.1536x2816x2816", "linear.1536x12288x2816",
+        "linear.1536x2816x12288", "linear.333x2816x1024", "attention.32x1536x1536x88", "attention.8x3456x3456x88", "conv3d.128.4x96x96",
+        "conv3d.256.4x48x48", "conv3d.512.2x24x24", "resblock.128.8x128x128", "dit_block.1536", "generate.tiny" };
+    int count = j->nfiles ? j->nfiles : (int)(sizeof all / sizeof *all);
+    const char *const *names = j->nfiles ? j->files : all;
+    for (int i = 0; i < count; i++) {
+        size_t bytes = (size_t)1 << 30;
+        if (!strcmp(names[i], "generate.tiny") && !j->dit) {
+            result out;
+            j->model = j->model ? j->model : "weights/ruyi-tiny";
+            j->width = j->height = 128;
+            j->sized = j->quiet = true;
+            j->frames = 24;
+            give_blank(j);
+            open_generate(j);
+            bytes = plan(j, flow_generate, &out);
+        }
+        bench_case(j, names[i], bytes);
+    }
+}
+
 /* ---------------------------------------------------------------- options */
 
 #define FOR(command) (1u << (command))
-#define MODELS (FOR(GENERATE) | FOR(ENCODE) | FOR(DECODE) | FOR(CLIP) | FOR(INFO))
+#define MODELS (FOR(GENERATE) | FOR(ENCODE) | FOR(DECODE) | FOR(CLIP) | FOR(INFO) | FOR(BENCH))
 #define RUNS (FOR(GENERATE) | FOR(ENCODE) | FOR(DECODE) | FOR(CLIP))
 
-static const char *const command_names[] = { "generate", "encode", "decode", "clip", "info", "compare" };
-enum { COMMANDS = 6 };
+static const char *const command_names[] = { "generate", "encode", "decode", "clip", "info", "compare", "bench" };
+enum { COMMANDS = 7 };
 
 typedef enum {
     O_MODEL, O_IMAGE, O_END, O_LATENTS, O_OUTPUT, O_SIZE, O_RESOLUTION, O_FRAMES, O_LONG, O_CAMERA, O_MOTION, O_STEPS, O_CFG, O_SEED,
@@ -1413,7 +1553,8 @@ static void print_help(void)
            "  ruyi decode  -m MODEL -l LATENTS.safetensors -o OUT            latents to frames\n"
            "  ruyi clip    -m MODEL -i PICTURE.ppm -o TOKENS.safetensors     what the image tower sees\n"
            "  ruyi info    MODEL | FILE.safetensors                          what is in it, what a run needs\n"
-           "  ruyi compare GOLDEN MINE                                       tensor by tensor: files or folders\n\nOptions\n",
+           "  ruyi compare GOLDEN MINE                                       tensor by tensor: files or folders\n"
+           "  ruyi bench   [CASE ...]                                        time of the kernels on this machine\n\nOptions\n",
            RUYI_VERSION, sizeof(real) == sizeof(float) ? "float32" : "float64");
     for (int i = 0; i < OPTIONS; i++) {
         char *left = text_of("%s%c%s--%s%s%s", options[i].letter ? "-" : "", options[i].letter ? options[i].letter : ' ',
@@ -1437,7 +1578,7 @@ static int64_t read_whole(const char *option, const char *text, int64_t least, i
     char *end;
     errno = 0;
     long long n = strtoll(text, &end, 10);
-    if (end == text || *end || errno || n < least || n > most)
+    if (strspn(text, "-0123456789") != strlen(text) || end == text || *end || errno || n < least || n > most)
         die(BAD_INPUT, "--%s: got %s, expected a whole number from %lld to %lld", option, text, (long long)least, (long long)most);
     return n;
 }
@@ -1446,7 +1587,7 @@ static double read_real(const char *option, const char *text)
 {
     char *end;
     double x = strtod(text, &end);
-    if (end == text || *end || !isfinite(x) || fabs(x) > 1e6)
+    if (strspn(text, "+-.0123456789eE") != strlen(text) || end == text || *end || !isfinite(x) || fabs(x) > 1e6)
         die(BAD_INPUT, "--%s: got %s, expected a number", option, text);
     return x;
 }
@@ -1464,7 +1605,7 @@ static uint64_t read_seed(const char *text)
     char *end;
     errno = 0;
     unsigned long long n = strtoull(text, &end, 10);
-    if (end == text || *end || errno || strchr(text, '-'))
+    if (strspn(text, "0123456789") != strlen(text) || end == text || errno)
         die(BAD_INPUT, "--seed: got %s, expected a whole number from 0 to 18446744073709551615", text);
     return n;
 }
@@ -1624,7 +1765,7 @@ static void read_options(job *j, int argc, char **argv)
             return;
         }
     j->command = argc == 1 ? HELP : find_command(rest, nrest);
-    room = j->command == COMPARE ? 2 : j->command == INFO ? 1 : 0;
+    room = j->command == COMPARE ? 2 : j->command == INFO ? 1 : j->command == BENCH ? MAX_FILES : 0;
     if (nrest - skip > room)
         die(BAD_INPUT, "%s: got one word too many for %s; pictures are given with -i, the output with -o", rest[skip + room],
             j->command == HELP ? "help" : command_names[j->command]);
@@ -1637,6 +1778,8 @@ static void read_options(job *j, int argc, char **argv)
     }
     if (j->frames > 120 && !j->long_clip)
         die(BAD_INPUT, "--frames: got %lld, expected 1 to 120; --long allows more", (long long)j->frames);
+    if (j->nfilters && !j->dump_dir)
+        die(BAD_INPUT, "--dump-filter: got no --dump, expected a folder to write to; give --dump FOLDER");
     free(list);
     free(rest);
 }
@@ -1683,6 +1826,7 @@ int main(int argc, char **argv)
             die(BAD_INPUT, "compare: expected two files or folders: ruyi compare GOLDEN MINE");
         code = compare(j->files[0], j->files[1], j->class, j->verbose);
         break;
+    case BENCH: command_bench(j); break;
     case HELP: print_help(); break;
     case VERSION: printf("ruyi %s\n", RUYI_VERSION); break;
     }

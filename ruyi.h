@@ -36,7 +36,7 @@
 #error "-ffast-math and -Ofast change the order of sums, which is the definition of this program's results"
 #endif
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
-#error "arithmetic must be evaluated in its own type (on 32-bit x86: -msse2 -mfpmath=sse)"
+#error "arithmetic must be evaluated in its own type (32-bit x86: -msse2 -mfpmath=sse; s390x: -fexcess-precision=fast)"
 #endif
 
 #define RUYI_VERSION "1.0"
@@ -172,9 +172,11 @@ typedef struct {
     int nfiles;
     bool **used;                /* [file][tensor]: has been bound */
     const safetensors *const *loras; const double *lora_scales; int nloras; bool **lora_used;
+    bool random; dtype random_type; /* measurements: every name exists, with random numbers */
     uint64_t copied;            /* bytes of convolution weights that bind_conv put in order */
 } weights;
 weights *weights_open(const char *folder, const char *stem);
+weights *weights_random(dtype type);                /* for measurements */
 void weights_add_loras(weights *w, const safetensors *const *files, const double *scales, int count);   /* before binding */
 bool weights_has(const weights *w, const char *key);
 weight bind(weights *w, shape expected, const char *key, ...) PRINTF(3, 4);     /* dies: missing, misshapen, dtype */
@@ -290,6 +292,8 @@ typedef struct { uint32_t state[624]; int next; bool has_second; float second; }
 void generator_seed(generator *g, uint64_t seed);
 void generator_randn(generator *g, float *out, int64_t count);
 
+double burn_peak(arena *a);                         /* register-only multiply-adds; returns their operations */
+
 /* The textbook loops: the definition of every sum. The kernels above must give the same bits (tests/unit.c). */
 void linear_plain(real *y, const real *x, const real *w, const real *b, int64_t m, int64_t n, int64_t k);
 void conv_plain(real *y, const real *x, const real *w, const real *b, const int64_t in[4], const int64_t out[4], conv_spec s);
@@ -333,6 +337,10 @@ int64_t vae_video_frames(const vae_config *c, int64_t frames);     /* what the d
 tensor vae_encode(const run *r, const vae *v, tensor pixels);
 /* latents (already divided by scaling_factor) [F][h][w][Z] -> [T][H][W][out_channels], not clamped */
 tensor vae_decode(const run *r, const vae *v, tensor latents);
+
+/* A measurement: one residual block of c channels on random numbers; returns its state for bench_resblock. */
+void *bench_resblock_new(arena *a, int64_t c, int64_t t, int64_t h, int64_t w);
+void bench_resblock(void *state);
 
 /* ---------------------------------------------------------------- dit.c: CLIP image tower and DiT */
 
@@ -394,6 +402,10 @@ typedef struct { bool enabled; double weight; int64_t skip_start, skip_end, step
  * names -> [B][F][h][w][out_channels] */
 tensor dit_forward(const run *r, const dit *d, const dit_condition *c, tensor latents, tensor inpaint, double t,
                    bool see_image, int64_t call, tea_cache *tea, enhance *eav);
+
+/* A measurement: one block of the published size on n random tokens, one guidance row. */
+void *bench_block_new(arena *a, int64_t n);
+void bench_block(void *state);
 
 /* ---------------------------------------------------------------- ruyi.c: schedulers, pipeline, command line */
 

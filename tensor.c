@@ -24,15 +24,16 @@
 #include <string.h>
 #include <sys/mman.h>
 
+/* A parallel loop needs a `bool large` in scope: waking threads costs more than small work, above all on a busy machine. */
 #ifdef _OPENMP
 #include <omp.h>
-#define PARALLEL_FOR _Pragma("omp parallel for schedule(dynamic)")
-#define PARALLEL_FOR_EVEN _Pragma("omp parallel for schedule(static)")
+#define PARALLEL_FOR _Pragma("omp parallel for schedule(dynamic) if(large)")
+#define PARALLEL_FOR_EVEN _Pragma("omp parallel for schedule(static) if(large)")
 static int thread_number(void) { return omp_get_thread_num(); }
 int64_t ruyi_threads(void) { return omp_get_max_threads(); }
 #else
-#define PARALLEL_FOR
-#define PARALLEL_FOR_EVEN
+#define PARALLEL_FOR (void)large;
+#define PARALLEL_FOR_EVEN (void)large;
 static int thread_number(void) { return 0; }
 int64_t ruyi_threads(void) { return 1; }
 #endif
@@ -50,7 +51,10 @@ int64_t ruyi_threads(void) { return 1; }
 #define ALWAYS_INLINE inline
 #endif
 
-enum { CHUNK = 256 };       /* terms in one partial sum: part of the definition, not a tuning knob */
+enum {
+    CHUNK = 256,                /* terms in one partial sum: part of the definition, not a tuning knob */
+    SMALL = 1 << 15,            /* elements that one thread does alone */
+};
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -586,6 +590,7 @@ static void product_run(arena *a, const product *p)
     while (blocks_m * blocks_n < 4 * threads && p->m / blocks_m > 8 * MR)
         blocks_m *= 2;
     int64_t high = divide_up(divide_up(p->m, blocks_m), MR) * MR;
+    bool large = p->m * p->n * p->k > 1 << 20;
     PARALLEL_FOR
     for (int64_t task = 0; task < blocks_m * blocks_n; task++) {
         int64_t m0 = task / blocks_n * high, n0 = task % blocks_n * wide;
@@ -852,6 +857,7 @@ void attention(arena *a, tensor y, tensor q, tensor k, tensor v, int64_t sequenc
     size_t mark = arena_mark(a), reals = attention_reals(head);
     real *scratch = arena_alloc(a, (size_t)ruyi_threads() * reals, sizeof(real));
     int64_t blocks = divide_up(nq, QUERIES), tasks = scratch ? sequences * heads * blocks : 0;
+    bool large = sequences * nq * nk * width > 1 << 19;
     PARALLEL_FOR
     for (int64_t i = 0; i < tasks; i++) {
         int64_t first = i % blocks * QUERIES, h = i / blocks % heads, s = i / blocks / heads;
@@ -925,6 +931,7 @@ void layer_norm(arena *a, tensor y, tensor x, layer l, double eps)
     arena_reset(a, mark);
     if (!x.data)
         return;
+    bool large = rows * n > SMALL;
     PARALLEL_FOR_EVEN
     for (int64_t i = 0; i < rows; i++)
         norm_row(y.data + i * n, x.data + i * n, n, scale, shift, eps);
@@ -1002,6 +1009,7 @@ void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, laye
     arena_reset(a, mark);
     if (!x.data)
         return;
+    bool large = tensor_count(x) > SMALL;
     PARALLEL_FOR_EVEN
     for (int64_t row = 0; row < g.rows; row++)
         group_row(&g, row);
@@ -1038,6 +1046,7 @@ void head_norm_rotary(arena *a, tensor x, int64_t heads, layer l, double eps, co
     arena_reset(a, mark);
     if (!x.data)
         return;
+    bool large = tensor_count(x) > SMALL;
     PARALLEL_FOR_EVEN
     for (int64_t n = 0; n < x.dim[0]; n++)
         for (int64_t h = 0; h < heads; h++) {
@@ -1055,6 +1064,7 @@ void activate(tensor x, activation f)
 {
     enum { PIECE = 4096 };
     int64_t n = x.data ? tensor_count(x) : 0;
+    bool large = n > SMALL;
     PARALLEL_FOR_EVEN
     for (int64_t piece = 0; piece < n; piece += PIECE) {
         real *p = x.data + piece;
@@ -1074,6 +1084,7 @@ void add(tensor y, tensor x)
     if (tensor_count(y) != tensor_count(x))
         die(SYSTEM_ERROR, "internal: add %lld elements to %lld", (long long)tensor_count(x), (long long)tensor_count(y));
     int64_t n = y.data ? tensor_count(y) : 0;
+    bool large = n > SMALL;
     PARALLEL_FOR_EVEN
     for (int64_t i = 0; i < n; i++)
         y.data[i] += x.data[i];
@@ -1083,10 +1094,42 @@ void add(tensor y, tensor x)
 void gate_gelu(tensor y, tensor x)
 {
     int64_t d = y.dim[y.ndim - 1], rows = y.data ? tensor_count(y) / d : 0;
+    bool large = rows * d > SMALL;
     PARALLEL_FOR_EVEN
     for (int64_t i = 0; i < rows; i++)
         for (int64_t k = 0; k < d; k++)
             y.data[i * d + k] = x.data[i * 2 * d + k] * gelu_erf_one(x.data[i * 2 * d + d + k]);
+}
+
+/* ---------------------------------------------------------------- the machine's peak */
+
+static void burn(int64_t rounds, real *out)
+{
+    vec acc[MR][NV], x = vec_all((real)0.999), w = vec_all((real)1e-3);
+    UNROLL for (int r = 0; r < MR; r++)
+        UNROLL for (int v = 0; v < NV; v++)
+            acc[r][v] = vec_all((real)(r + v));
+    for (int64_t k = 0; k < rounds; k++)
+        UNROLL for (int r = 0; r < MR; r++)
+            UNROLL for (int v = 0; v < NV; v++)
+                acc[r][v] = vec_fma(acc[r][v], x, w);
+    for (int r = 0; r < MR; r++)
+        memcpy(out + r * NR, acc[r], sizeof acc[r]);
+}
+
+/* Multiply-adds on registers alone, in every thread: what no kernel can beat. Returns the floating-point operations. */
+double burn_peak(arena *a)
+{
+    const int64_t rounds = 2000000;
+    size_t mark = arena_mark(a);
+    int64_t threads = ruyi_threads();
+    real *out = arena_alloc(a, (size_t)threads * TILE, sizeof(real));
+    bool large = true;
+    PARALLEL_FOR_EVEN
+    for (int64_t t = 0; t < threads; t++)
+        burn(rounds, out + t * TILE);
+    arena_reset(a, mark);
+    return 2.0 * MR * NR * (double)(rounds * threads);
 }
 
 /* ---------------------------------------------------------------- random numbers

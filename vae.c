@@ -717,3 +717,25 @@ tensor vae_decode(const run *r, const vae *v, tensor latents)
     bool tiled = v->config.tile_decoder && (latents.dim[1] > size || latents.dim[2] > size);
     return tiled ? code_tiles(r, v, true, latents) : code(r, v, true, latents, &(int){ 0 });
 }
+
+/* ---------------------------------------------------------------- measurement */
+
+typedef struct { run r; vae_config c; resblock b; pass p; tensor x; } resblock_bench;
+
+void *bench_resblock_new(arena *a, int64_t c, int64_t t, int64_t h, int64_t w)
+{
+    resblock_bench *s = allocate(1, sizeof *s);
+    s->r = (run){ .arena = a };
+    s->c = (vae_config){ .norm_num_groups = 32 };
+    s->b = bind_resblock(weights_random(F32), "block", c, c);
+    s->p = (pass){ .r = &s->r, .a = a, .c = &s->c, .floor = arena_mark(a) };
+    s->x = tensor_new(a, SHAPE(t, h, w, c));
+    tensor_fill(s->x, (real)0.5);
+    return s;
+}
+
+void bench_resblock(void *state)
+{
+    resblock_bench *s = state;
+    residual(&s->p, s->x, &s->b);
+}

@@ -8,6 +8,7 @@
 ruyi=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 shift
 tmp=$(mktemp -d) || exit 3
+export OMP_WAIT_POLICY=passive     # tests share the machine; spinning threads would fight for it
 trap 'rm -rf "$tmp"' EXIT
 passed=0
 failed=0

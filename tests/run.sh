@@ -2,6 +2,7 @@
 # All tests. Needs the built programs (make test builds them) and standard Unix tools; nothing is downloaded.
 # Every part ends with `N passed, N failed[, N skipped]`; so does the whole.
 cd "$(dirname "$0")/.." || exit 3
+export OMP_WAIT_POLICY=passive     # tests share the machine; spinning threads would fight for it
 passed=0
 failed=0
 skipped=0
@@ -28,5 +29,6 @@ part "units, float64" build/unit64
 part "golden cases, float32" tests/golden.sh ./ruyi tests/golden/cases/* tests/golden/extra/cases/*
 part "golden cases, float64" tests/golden.sh ./ruyi64 tests/golden/cases/* tests/golden/extra/cases/*
 part "command line" tests/cli.sh ./ruyi
+part "identity" tests/identity.sh ./ruyi
 echo "$passed passed, $failed failed$([ "$skipped" -gt 0 ] && echo ", $skipped skipped")"
 [ "$failed" -eq 0 ]
