@@ -137,14 +137,14 @@ static int64_t edit_distance(const char *a, const char *b, int64_t *row)
     return now[n];
 }
 
-/* The first of the nearest words; NULL where there are none. */
+/* The nearest word, of equals one that goes on where the given one ends, then the first; NULL where there are none. */
 const char *nearest_word(const char *word, const char *const *words, int count)
 {
     const char *nearest = NULL;
     int64_t least = INT64_MAX;
     for (int i = 0; i < count; i++) {
         int64_t *row = allocate(3 * (strlen(words[i]) + 1), sizeof *row);
-        int64_t distance = edit_distance(word, words[i], row);
+        int64_t distance = 2 * edit_distance(word, words[i], row) - (strncmp(word, words[i], strlen(word)) == 0);
         free(row);
         if (distance < least) least = distance, nearest = words[i];
     }

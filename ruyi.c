@@ -1260,11 +1260,11 @@ static void info_vae(const job *j)
     for (int64_t i = 0; i < c->levels; i++)
         printf(" %lld", (long long)c->channels[i]);
     printf(", %lld layers a block, %lld norm groups%s, %lld latent channels, 1/%lld in space, slices %s of %lld frames / %lld latent frames, "
-           "mid attention %s x %lld heads, scaling_factor %g%s\n", (long long)c->layers_per_block, (long long)c->norm_num_groups,
+           "mid attention %s, scaling_factor %g%s\n", (long long)c->layers_per_block, (long long)c->norm_num_groups,
            c->spatial_group_norm ? " per frame" : "", (long long)c->latent_channels, (long long)vae_scale(c), modes[c->mode],
            (long long)c->mini_batch_encoder, (long long)c->mini_batch_decoder,
-           c->mid_block_use_attention && c->layers_per_block > 1 ? attentions[c->mid_block_attention_type] : "none,",
-           (long long)c->mid_block_num_attention_heads, c->scaling_factor, c->tile_encoder || c->tile_decoder ? ", tiles" : "");
+           c->mid_block_use_attention && c->layers_per_block > 1 ? attentions[c->mid_block_attention_type] : "none",
+           c->scaling_factor, c->tile_encoder || c->tile_decoder ? ", tiles" : "");
     config_print_unread(c->file);
     print_weights(vae_weights(j->vae), j->verbose);
 }
@@ -1309,7 +1309,8 @@ static void info_plan(const job *j)
     result out;
     size_t bytes = plan(j, flow_generate, &out);
     uint64_t copied = vae_weights(j->vae)->copied + clip_weights(j->clip)->copied + dit_weights(j->dit)->copied;
-    uint64_t mapped = weights_bytes(vae_weights(j->vae)) + weights_bytes(clip_weights(j->clip)) + weights_bytes(dit_weights(j->dit));
+    uint64_t mapped = weights_bytes(vae_weights(j->vae)) + weights_bytes(clip_weights(j->clip)) + weights_bytes(dit_weights(j->dit)) +
+                      weights_bytes(j->embeddings);
     printf("a run of %lld x %lld, %lld frames, with %s: %.1f MB of activations, %.1f MB of convolution weights put in order, "
            "%.1f MB of weights mapped from disk; %.1f MB of frames come out\n", (long long)out.w, (long long)out.h, (long long)out.frames,
            j->blank ? "one picture" : "the given pictures", (double)bytes / 1e6, (double)copied / 1e6, (double)mapped / 1e6,
@@ -1339,7 +1340,9 @@ static void command_info(job *j)
     const char *path = j->nfiles ? j->files[0] : j->model;
     need(path, "info", "a model folder or a .safetensors file");
     if (ends_with(path, ".safetensors")) {
-        print_file(safetensors_open(path), true);
+        safetensors *f = safetensors_open(path);
+        print_file(f, true);
+        safetensors_close(f);
         return;
     }
     j->model = path;
@@ -1521,7 +1524,7 @@ static const struct { const char *name; char letter; const char *value; unsigned
     [O_IMAGE] = { "image", 'i', "FILE.ppm", MODELS, "a start picture (0 to 5), encode: a frame; - is standard input; repeatable" },
     [O_END] = { "end", 'e', "FILE.ppm", FOR(GENERATE) | FOR(INFO), "an end picture (0 to 5), in order; repeatable" },
     [O_LATENTS] = { "latents", 'l', "FILE", FOR(DECODE), "latents as encode writes them" },
-    [O_OUTPUT] = { "output", 'o', "NAME", RUNS, "NAME.y4m, NAME-%04d.ppm, or - for Y4M to standard output" },
+    [O_OUTPUT] = { "output", 'o', "NAME", RUNS, "NAME.y4m, NAME-%04d.ppm, - for Y4M to standard output; or NAME.safetensors" },
     [O_SIZE] = { "size", 0, "WxH", FOR(GENERATE) | FOR(INFO), "size of the clip, multiples of 16" },
     [O_RESOLUTION] = { "resolution", 0, "R", FOR(GENERATE) | FOR(INFO), "or about R x R pixels in the first picture's aspect (512)" },
     [O_FRAMES] = { "frames", 0, "N", FOR(GENERATE) | FOR(INFO), "1 to 120, rounded down to whole slices (120); 24 make a second" },
@@ -1560,7 +1563,7 @@ static void print_help(void)
         char *left = text_of("%s%c%s--%s%s%s", options[i].letter ? "-" : "", options[i].letter ? options[i].letter : ' ',
                              options[i].letter ? ", " : "   ", options[i].name, options[i].value ? " " : "",
                              options[i].value ? options[i].value : "");
-        printf("  %-34s %s\n", left, options[i].help);
+        printf("  %-40s %s\n", left, options[i].help);
         free(left);
     }
     printf("\nExamples\n"

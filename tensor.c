@@ -1108,7 +1108,7 @@ static void burn(int64_t rounds, real *out)
     vec acc[MR][NV], x = vec_all((real)0.999), w = vec_all((real)1e-3);
     UNROLL for (int r = 0; r < MR; r++)
         UNROLL for (int v = 0; v < NV; v++)
-            acc[r][v] = vec_all((real)(r + v));
+            acc[r][v] = vec_all((real)(r * NV + v));       /* all different, or the compiler would keep one of equals */
     for (int64_t k = 0; k < rounds; k++)
         UNROLL for (int r = 0; r < MR; r++)
             UNROLL for (int v = 0; v < NV; v++)
