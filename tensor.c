@@ -333,18 +333,12 @@ weight weight_rows(weight w, int64_t first, int64_t count)
 #define LN2_LO 0x1.abc9e3b39803fp-56
 #define LOG2_E 0x1.71547652b82fep+0
 
-/* 2^n for a whole n in the range of normal numbers (and one above it: infinity). */
-static inline real power_of_two(real n)
-{
-    if (sizeof(real) == sizeof(float))
-        return (real)bits_float((uint32_t)((int32_t)n + 127) << 23);
-    return (real)bits_double((uint64_t)((int64_t)n + 1023) << 52);
-}
-
-/* 2^x in `real`, for softmax and the activations: branch-free, so that loops over it become vectors.
- * Method:  x = n + f with |f| <= 1/2; 2^f by its Taylor series (degree 7 in float, 13 in double), times 2^n.
- * Special: x < -126 (-1022) gives 0, x >= 128 (1024) infinity, nan nan.
- * Accuracy: relative error below 1.5e-7 in float, 4e-16 in double (tests/unit.c sweeps it). */
+/* 2^x in `real`, for softmax and the activations: no branch, no conversion, so that loops over it become vectors.
+ * Method:  x = n + f with |f| <= 1/2; 2^f by its Taylor series (degree 7 in float, 13 in double), times 2^n. Adding
+ *          1.5 * 2^23 (2^52) rounds x to n and leaves n in the low bits of the sum, from where it is shifted into an
+ *          exponent: n + 127 (1023) there, so that -127 (-1023) gives the number 0 and 128 (1024) infinity.
+ * Special: 0 from x < -126.5 (-1022.5) down, infinity from x >= 128 (1024) up, nan nan.
+ * Accuracy: relative error below 1.5e-7 in float, 4e-16 in double. */
 static inline real exp2_inline(real x)
 {
     static const real c[] = { 1, (real)0x1.62e42fefa39efp-1, (real)0x1.ebfbdff82c58fp-3, (real)0x1.c6b08d704a0cp-5,
@@ -352,14 +346,17 @@ static inline real exp2_inline(real x)
         (real)0x1.62c0223a5c824p-20, (real)0x1.b5253d395e7c4p-24, (real)0x1.e4cf5158b8ecap-28, (real)0x1.e8cac7351bb25p-32,
         (real)0x1.c3bd650fc299p-36, (real)0x1.816193166d0f9p-40 };
     const bool single = sizeof(real) == sizeof(float);
-    const real low = single ? -126 : -1022, high = single ? 128 : 1024, round = single ? (real)0x1.8p23 : (real)0x1.8p52;
-    real inside = x > low ? (x < high ? x : high) : low;        /* a nan becomes `low` here and comes back through f */
-    real n = (inside + round) - round, f = x - n;
-    real p = single ? c[7] : c[13];
+    const real low = single ? -127 : -1023, high = single ? 128 : 1024, round = single ? (real)0x1.8p23 : (real)0x1.8p52;
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    real sum = x + round, f = x - (sum - round), p = single ? c[7] : c[13], scale;
     UNROLL for (int i = single ? 6 : 12; i >= 0; i--)
         p = fma_real(p, f, c[i]);
-    real y = p * power_of_two(n);
-    return x < low ? 0 : x > high ? (real)INFINITY : y;
+    if (single)
+        scale = (real)bits_float((float_bits((float)sum) + 127) << 23);
+    else
+        scale = (real)bits_double((double_bits((double)sum) + 1023) << 52);
+    return p * scale;
 }
 real exp2_real(real x) { return exp2_inline(x); }
 
@@ -475,14 +472,16 @@ static inline vec vec_load(const real *p) { vec v; memcpy(&v, p, sizeof v); retu
 enum {
     LANES = sizeof(vec) / sizeof(real),
     NR = NV * LANES,            /* outputs in a row of the tile */
+    LOW = 4,                    /* rows of the lowest tile */
     STRIDE = CHUNK + 16,        /* row stride of the copied operand: 272 avoids the 4 KB that caches alias on */
 };
 
-/* tile[r][0 .. vectors * LANES) = sum over k < count of a[r][k] * b[k][...], from 0, in order. a: [MR][STRIDE];
- * b: [count][vectors * LANES]; tile: [MR][NR]. */
-static ALWAYS_INLINE void micro_tile(int64_t count, const real *a, const real *b, real *tile, const int vectors)
+/* tile[r][0 .. vectors * LANES) = sum over k < count of a[r][k] * b[k][...], from 0, in order. a: [rows][STRIDE];
+ * b: [count][vectors * LANES]; tile: [rows][NR]. rows and vectors are constants where it is inlined, so that all sums
+ * stay in registers. */
+static ALWAYS_INLINE void micro_tile(int64_t count, const real *a, const real *b, real *tile, const int rows, const int vectors)
 {
-#define EACH_ROW UNROLL for (int r = 0; r < MR; r++)
+#define EACH_ROW UNROLL for (int r = 0; r < MR; r++) if (r < rows)
 #define EACH_VECTOR UNROLL for (int v = 0; v < NV; v++) if (v < vectors)
     vec acc[MR][NV], w[NV];
     EACH_ROW EACH_VECTOR acc[r][v] = vec_all(0);
@@ -498,51 +497,61 @@ static ALWAYS_INLINE void micro_tile(int64_t count, const real *a, const real *b
 #undef EACH_VECTOR
 }
 
-static void micro_full(int64_t count, const real *a, const real *b, real *tile) { micro_tile(count, a, b, tile, NV); }
-static void micro_one(int64_t count, const real *a, const real *b, real *tile) { micro_tile(count, a, b, tile, 1); }
+typedef void micro_kernel(int64_t count, const real *a, const real *b, real *tile);
+static void micro_full(int64_t count, const real *a, const real *b, real *tile) { micro_tile(count, a, b, tile, MR, NV); }
+static void micro_half(int64_t count, const real *a, const real *b, real *tile) { micro_tile(count, a, b, tile, MR / 2, NV); }
+static void micro_low(int64_t count, const real *a, const real *b, real *tile) { micro_tile(count, a, b, tile, LOW, NV); }
+static void micro_narrow(int64_t count, const real *a, const real *b, real *tile) { micro_tile(count, a, b, tile, MR, 1); }
 
-/* Vectors for `left` more outputs: a whole tile, or a narrow one for a small rest. */
-static int tile_vectors(int64_t left) { return left <= LANES ? 1 : NV; }
+/* The smallest kernel for that many rows. */
+static micro_kernel *micro_for(int64_t rows) { return rows <= LOW ? micro_low : rows <= MR / 2 ? micro_half : micro_full; }
 
 /* ---------------------------------------------------------------- products: y = x W^T + b
  *
- * linear and conv are the same product; they differ in how a piece of a row of x is found. A task owns a block of
- * outputs, walks k in chunks, packs its rows of W for the chunk to [n / NR][k][NR], and for every MR rows of x copies
- * them beside each other and runs the tiles.
+ * linear and conv are the same product; they differ in how rows of x are found. For every block of up to BLOCK_N
+ * outputs the threads first pack W together, widened, as [chunk][n / NR][k][NR]; then each takes blocks of rows, walks
+ * the chunks, copies MR rows of x beside each other, and runs the tiles.
  */
 typedef struct product {
     int64_t m, n, k;
     weight w;                   /* [n][k] */
     const real *bias;           /* [n], or NULL */
     real *y;                    /* [m][n] */
-    void (*copy)(const struct product *p, int64_t row, int64_t first, int64_t count, real *out);   /* x[row][first...] */
+    /* x[row + r][first .. first + count) to out[r * STRIDE], r < rows */
+    void (*copy)(const struct product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out);
     const real *x;
     const struct conv_rows *conv;
 } product;
 
 enum { BLOCK_M = 64 * MR, BLOCK_N = 768 / NR * NR };
 
-/* Scratch of one thread: packed W, copied x, one tile, one widened row per lane. In reals. */
-enum { PANEL = BLOCK_N * CHUNK, ROWS = MR * STRIDE, TILE = MR * NR, PRODUCT_SCRATCH = PANEL + ROWS + TILE + NR * CHUNK };
+/* Scratch of one thread, in reals: copied rows of x, one tile, one widened row of W per lane. */
+enum { ROWS = MR * STRIDE, TILE = MR * NR, PRODUCT_SCRATCH = ROWS + TILE + NR * STRIDE };
 
-/* W[n0 + i][first + k] to panel[k][i] for i < width; rows beyond n are zero. wide: [width][CHUNK] scratch. */
-static void pack_group(weight w, int64_t n0, int64_t n, int width, int64_t first, int64_t count, real *panel, real *wide)
+/* A group of NR outputs that has only LANES or fewer left is packed and run narrow. */
+static int group_width(int64_t left) { return left <= LANES ? LANES : NR; }
+
+/* W[n0 + i][first + k] to panel[k][i] for i < width; rows beyond n are zero. wide: [NR][STRIDE] scratch. Turned in
+ * pieces of a cache line, so that neither side is walked in large steps. */
+static void pack_group(const product *p, int64_t n0, int width, int64_t first, int64_t count, real *panel, real *wide)
 {
+    enum { PIECE = 64 / sizeof(real) };
     for (int i = 0; i < width; i++) {
-        if (n0 + i < n)
-            weight_row(w, n0 + i, first, count, wide + i * CHUNK);
+        if (n0 + i < p->n)
+            weight_row(p->w, n0 + i, first, count, wide + i * STRIDE);
         else
-            memset(wide + i * CHUNK, 0, (size_t)count * sizeof(real));
+            memset(wide + i * STRIDE, 0, (size_t)count * sizeof(real));
     }
-    for (int64_t k = 0; k < count; k++)
+    for (int64_t piece = 0; piece < count; piece += PIECE)
         for (int i = 0; i < width; i++)
-            panel[k * width + i] = wide[i * CHUNK + k];
+            for (int64_t k = piece; k < smaller(piece + PIECE, count); k++)
+                panel[k * width + i] = wide[i * STRIDE + k];
 }
 
 /* Adds a tile to y, whose first chunk begins with the bias. */
-static void add_tile(const product *p, int64_t m, int64_t n, const real *tile, bool first)
+static void add_tile(const product *p, int64_t m, int64_t rows, int64_t n, const real *tile, bool first)
 {
-    int64_t rows = smaller(MR, p->m - m), columns = smaller(NR, p->n - n);
+    int64_t columns = smaller(NR, p->n - n);
     for (int64_t r = 0; r < rows; r++) {
         real *y = p->y + (m + r) * p->n + n;
         const real *t = tile + r * NR;
@@ -555,55 +564,61 @@ static void add_tile(const product *p, int64_t m, int64_t n, const real *tile, b
     }
 }
 
-/* Outputs [m0, m1) x [n0, n1). */
-static void product_block(const product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, real *scratch)
+/* Outputs [m0, m1) x [n0, n1). panel: W of these columns, packed; groups of NR columns lie NR * count apart. */
+static void product_block(const product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, const real *panel, real *scratch)
 {
-    real *panel = scratch, *rows = panel + PANEL, *tile = rows + ROWS, *wide = tile + TILE;
+    real *rows = scratch, *tile = rows + ROWS;
+    int64_t columns = divide_up(n1 - n0, NR) * NR;
     memset(rows, 0, ROWS * sizeof(real));       /* rows beyond m are computed and thrown away: let them be numbers */
     for (int64_t first = 0; first < p->k; first += CHUNK) {
         int64_t count = smaller(CHUNK, p->k - first);
-        for (int64_t n = n0; n < n1; n += NR)
-            pack_group(p->w, n, n1, tile_vectors(n1 - n) * LANES, first, count, panel + (n - n0) * CHUNK, wide);
         for (int64_t m = m0; m < m1; m += MR) {
-            for (int64_t r = 0; r < smaller(MR, m1 - m); r++)
-                p->copy(p, m + r, first, count, rows + r * STRIDE);
+            int64_t high = smaller(MR, m1 - m);
+            micro_kernel *kernel = micro_for(high);
+            p->copy(p, m, high, first, count, rows);
             for (int64_t n = n0; n < n1; n += NR) {
-                (tile_vectors(n1 - n) == 1 ? micro_one : micro_full)(count, rows, panel + (n - n0) * CHUNK, tile);
-                add_tile(p, m, n, tile, first == 0);
+                (group_width(n1 - n) == NR ? kernel : micro_narrow)(count, rows, panel + first * columns + (n - n0) * count, tile);
+                add_tile(p, m, high, n, tile, first == 0);
             }
         }
     }
 }
 
-/* Cuts the outputs into tasks: blocks that fit the caches, and at least four tasks a thread where there is work. */
+/* Packs the columns [n0, n1), all threads together. */
+static void product_pack(const product *p, int64_t n0, int64_t n1, real *panel, real *scratch)
+{
+    int64_t groups = divide_up(n1 - n0, NR), chunks = divide_up(p->k, CHUNK);
+    bool large = (n1 - n0) * p->k > SMALL;
+    PARALLEL_FOR
+    for (int64_t i = 0; i < groups * chunks; i++) {
+        int64_t first = i / groups * CHUNK, count = smaller(CHUNK, p->k - first), n = n0 + i % groups * NR;
+        pack_group(p, n, group_width(n1 - n), first, count, panel + first * groups * NR + i % groups * NR * count,
+                   scratch + thread_number() * PRODUCT_SCRATCH + ROWS + TILE);
+    }
+}
+
 static void product_run(arena *a, const product *p)
 {
     size_t mark = arena_mark(a);
-    int64_t threads = ruyi_threads();
+    int64_t threads = ruyi_threads(), columns = smaller(divide_up(p->n, NR) * NR, BLOCK_N);
     real *scratch = arena_alloc(a, (size_t)threads * PRODUCT_SCRATCH, sizeof(real));
-    if (!scratch) {
-        arena_reset(a, mark);
-        return;
-    }
-    int64_t blocks_n = divide_up(p->n, BLOCK_N), wide = divide_up(divide_up(p->n, blocks_n), NR) * NR;
-    int64_t blocks_m = divide_up(p->m, BLOCK_M);
-    while (blocks_m * blocks_n < 4 * threads && p->m / blocks_m > 8 * MR)
-        blocks_m *= 2;
-    int64_t high = divide_up(divide_up(p->m, blocks_m), MR) * MR;
+    real *panel = arena_alloc(a, (size_t)(p->k * columns), sizeof(real));
+    int64_t high = smaller(divide_up(divide_up(p->m, 3 * threads), MR) * MR, BLOCK_M);
     bool large = p->m * p->n * p->k > 1 << 20;
-    PARALLEL_FOR
-    for (int64_t task = 0; task < blocks_m * blocks_n; task++) {
-        int64_t m0 = task / blocks_n * high, n0 = task % blocks_n * wide;
-        if (m0 < p->m && n0 < p->n)
-            product_block(p, m0, smaller(m0 + high, p->m), n0, smaller(n0 + wide, p->n),
-                          scratch + thread_number() * PRODUCT_SCRATCH);
+    for (int64_t n0 = 0; n0 < p->n && scratch; n0 += columns) {
+        int64_t n1 = smaller(n0 + columns, p->n);
+        product_pack(p, n0, n1, panel, scratch);
+        PARALLEL_FOR
+        for (int64_t m = 0; m < p->m; m += high)
+            product_block(p, m, smaller(m + high, p->m), n0, n1, panel, scratch + thread_number() * PRODUCT_SCRATCH);
     }
     arena_reset(a, mark);
 }
 
-static void linear_copy(const product *p, int64_t row, int64_t first, int64_t count, real *out)
+static void linear_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
 {
-    memcpy(out, p->x + row * p->k + first, (size_t)count * sizeof(real));
+    for (int64_t r = 0; r < rows; r++)
+        memcpy(out + r * STRIDE, p->x + (row + r) * p->k + first, (size_t)count * sizeof(real));
 }
 
 /* y [..., N] = x [..., K] W^T + b; W [N][K] (a 1x1x1 convolution is one too). y must not overlap x. nn.Linear. */
@@ -678,22 +693,26 @@ static const real *conv_tap(const conv_rows *c, int64_t t, int64_t y, int64_t x,
 }
 
 /* k = (tap, channel): a piece of a row is whole pixels and parts of pixels. */
-static void conv_copy(const product *p, int64_t row, int64_t first, int64_t count, real *out)
+static void conv_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
 {
     const conv_rows *c = p->conv;
-    int64_t channels = c->in[3], tap = first / channels, channel = first % channels;
-    int64_t x = row % c->out[2], y = row / c->out[2] % c->out[1], t = row / c->out[2] / c->out[1];
-    while (count > 0) {
-        int64_t n = smaller(channels - channel, count);
-        const real *pixel = conv_tap(c, t, y, x, tap);
-        if (pixel)
-            memcpy(out, pixel + channel, (size_t)n * sizeof(real));
-        else
-            memset(out, 0, (size_t)n * sizeof(real));
-        out += n;
-        count -= n;
-        tap++;
-        channel = 0;
+    int64_t channels = c->in[3];
+    for (int64_t k = first, n; k < first + count; k += n, out += n) {
+        int64_t tap = k / channels, channel = k % channels;
+        int64_t x = row % c->out[2], y = row / c->out[2] % c->out[1], t = row / c->out[2] / c->out[1];
+        n = smaller(channels - channel, first + count - k);
+        for (int64_t r = 0; r < rows; r++) {
+            const real *pixel = conv_tap(c, t, y, x, tap);
+            if (pixel)
+                memcpy(out + r * STRIDE, pixel + channel, (size_t)n * sizeof(real));
+            else
+                memset(out + r * STRIDE, 0, (size_t)n * sizeof(real));
+            if (++x == c->out[2]) {             /* the next row is the next pixel */
+                x = 0;
+                if (++y == c->out[1])
+                    y = 0, t++;
+            }
+        }
     }
 }
 
@@ -743,17 +762,19 @@ typedef struct {
     real scale;                 /* log2(e) / sqrt(head) */
 } attention_task;
 
+enum { KEYS = CHUNK + MR };     /* rows of scores: the last tile may overhang */
+
 /* Scratch of one thread, in reals; each part holds QUERIES columns in tiles of NR. */
 typedef struct { real *q, *s, *o, *max, *sum, *shrink, *rows, *tile; } attention_scratch;
 
-static size_t attention_reals(int64_t head) { return (size_t)(QUERIES * (2 * head + CHUNK + 3) + ROWS + TILE); }
+static size_t attention_reals(int64_t head) { return (size_t)(QUERIES * (2 * head + KEYS + 3) + ROWS + TILE); }
 
 static attention_scratch attention_parts(real *p, int64_t head)
 {
     attention_scratch s = { .q = p };
     s.o = s.q + QUERIES * head;
     s.s = s.o + QUERIES * head;
-    s.max = s.s + QUERIES * CHUNK;
+    s.max = s.s + QUERIES * KEYS;
     s.sum = s.max + QUERIES;
     s.shrink = s.sum + QUERIES;
     s.rows = s.shrink + QUERIES;
@@ -761,7 +782,8 @@ static attention_scratch attention_parts(real *p, int64_t head)
     return s;
 }
 
-/* Pass 1, one chunk of keys: s[tile][key][lane]. A score is a linear row without bias: chunks over the head, too. */
+/* Pass 1, one chunk of keys: s[tile][key][lane]. A score is a linear row without bias: chunks over the head, too; the
+ * first chunk's tiles are scores already and are written in place. */
 static void attention_scores(const attention_task *t, attention_scratch s, int64_t tiles, int64_t key0, int64_t keys)
 {
     for (int64_t key = 0; key < keys; key += MR)
@@ -770,10 +792,10 @@ static void attention_scores(const attention_task *t, attention_scratch s, int64
             for (int64_t r = 0; r < rows; r++)
                 memcpy(s.rows + r * STRIDE, t->k + (key0 + key + r) * t->stride + d, (size_t)count * sizeof(real));
             for (int64_t i = 0; i < tiles; i++) {
-                micro_full(count, s.rows, s.q + (i * t->head + d) * NR, s.tile);
-                real *out = s.s + (i * CHUNK + key) * NR;
-                for (int64_t j = 0; j < rows * NR; j++)
-                    out[j] = (d ? out[j] : 0) + s.tile[j];
+                real *out = s.s + (i * KEYS + key) * NR;
+                micro_for(rows)(count, s.rows, s.q + (i * t->head + d) * NR, d ? s.tile : out);
+                for (int64_t j = 0; d && j < rows * NR; j++)
+                    out[j] += s.tile[j];
             }
         }
 }
@@ -782,7 +804,7 @@ static void attention_scores(const attention_task *t, attention_scratch s, int64
 static void attention_softmax(attention_scratch s, int64_t tiles, int64_t keys)
 {
     for (int64_t i = 0; i < tiles; i++) {
-        real *scores = s.s + i * CHUNK * NR, *max = s.max + i * NR, *sum = s.sum + i * NR, *shrink = s.shrink + i * NR;
+        real *scores = s.s + i * KEYS * NR, *max = s.max + i * NR, *sum = s.sum + i * NR, *shrink = s.shrink + i * NR;
         real highest[NR], total[NR];
         memcpy(highest, max, sizeof highest);
         for (int64_t j = 0; j < keys; j++)
@@ -812,7 +834,7 @@ static void attention_values(const attention_task *t, attention_scratch s, int64
             for (int64_t r = 0; r < rows; r++)
                 s.rows[r * STRIDE + j] = t->v[(key0 + j) * t->stride + d + r];
         for (int64_t i = 0; i < tiles; i++) {
-            micro_full(keys, s.rows, s.s + i * CHUNK * NR, s.tile);
+            micro_for(rows)(keys, s.rows, s.s + i * KEYS * NR, s.tile);
             real *out = s.o + (i * t->head + d) * NR, *shrink = s.shrink + i * NR;
             for (int64_t r = 0; r < rows; r++)
                 for (int l = 0; l < NR; l++)
