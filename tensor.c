@@ -38,6 +38,8 @@ static int thread_number(void) { return 0; }
 int64_t ruyi_threads(void) { return 1; }
 #endif
 
+/* Loops over a register tile must vanish, or the tile would live in memory. Each compiler has its own word for it; one
+ * that has none gets the same numbers, later. */
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
@@ -60,7 +62,16 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static real fma_real(real a, real b, real c) { return _Generic(c, float: fmaf, double: fma)(a, b, c); }
 
-/* ---------------------------------------------------------------- arena */
+/* ---------------------------------------------------------------- arena
+ *
+ *     base                low                               size - high        size
+ *     |  temporaries  ->  |             free                |  <-  caches      |
+ *
+ * An operation marks, allocates what it needs, computes, and resets: memory is a stack, and the peak of a whole
+ * generation is known before it starts, because the planning pass runs the very same calls. Nothing is ever zeroed or
+ * given back to the system in between: the first touch of fresh memory is slow (4 KB pages at 0.45 GB/s on a server),
+ * and an arena has it once.
+ */
 
 enum { ALIGNMENT = 64 };    /* one cache line, and the widest vector register */
 
@@ -89,6 +100,8 @@ void arena_reset(arena *a, size_t mark) { a->low = mark; }
 size_t arena_mark_high(const arena *a) { return a->high; }
 void arena_reset_high(arena *a, size_t mark) { a->high = mark; }
 
+/* Bytes of count elements, rounded up to whole cache lines. A product beyond the address space is the input's fault:
+ * some --size or --frames that no machine can hold. */
 static size_t padded(size_t count, size_t size)
 {
     if (size && count > SIZE_MAX / 4 / size)
@@ -97,7 +110,8 @@ static size_t padded(size_t count, size_t size)
     return (count * size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
-/* Counts bytes in at one end; the caller computes the address. */
+/* Counts bytes in at one end; the caller computes the address. While planning a full arena means that the address space
+ * is; afterwards it means that the two passes took different ways, which is a bug. */
 static void take(arena *a, size_t *end, size_t bytes)
 {
     if (bytes > a->size - a->low - a->high)
@@ -118,6 +132,7 @@ void *arena_alloc(arena *a, size_t count, size_t size)
 
 /* ---------------------------------------------------------------- tensors */
 
+/* A view of that shape on those elements. */
 static tensor tensor_of(real *data, shape s)
 {
     tensor x = { .data = data, .ndim = s.ndim };
@@ -125,6 +140,7 @@ static tensor tensor_of(real *data, shape s)
     return x;
 }
 
+/* Elements of a shape; 1 for a scalar. Dies where the count leaves int64_t. */
 static size_t shape_count(shape s)
 {
     size_t n = 1;
@@ -146,6 +162,7 @@ tensor tensor_new_high(arena *a, shape s)
     return tensor_of(a->planning ? NULL : (real *)(void *)(a->base + (a->size - a->high)), s);
 }
 
+/* Elements of a tensor. */
 int64_t tensor_count(tensor x)
 {
     int64_t n = 1;
@@ -162,7 +179,7 @@ tensor tensor_view(tensor x, shape s)
     return tensor_of(x.data, s);
 }
 
-/* x[first : first + count] along the first dimension. */
+/* x[first : first + count] along the first dimension: frames of a video, rows of a batch. No copy. */
 tensor tensor_part(tensor x, int64_t first, int64_t count)
 {
     if (first < 0 || count < 0 || first + count > x.dim[0])
@@ -185,12 +202,14 @@ void tensor_check(tensor x, shape expected, const char *what)
             expected.ndim);
 }
 
+/* Every element becomes value. */
 void tensor_fill(tensor x, real value)
 {
     for (int64_t i = 0, n = x.data ? tensor_count(x) : 0; i < n; i++)
         x.data[i] = value;
 }
 
+/* The elements of `from` in order, whatever the two shapes are; their counts must agree. */
 void tensor_copy(tensor to, tensor from)
 {
     if (tensor_count(to) != tensor_count(from))
@@ -212,7 +231,21 @@ tensor arena_return(arena *a, size_t mark, tensor x)
     return kept;
 }
 
-/* ---------------------------------------------------------------- widening */
+/* ---------------------------------------------------------------- widening
+ *
+ * A checkpoint's numbers, as safetensors stores them, little-endian:
+ *
+ *              bits  sign  exponent (bias)  mantissa   special
+ *     F64        64     1      11 (1023)          52   inf, nan
+ *     F32        32     1       8 (127)           23   inf, nan
+ *     BF16       16     1       8 (127)            7   the upper half of an F32
+ *     F16        16     1       5 (15)            10   inf, nan
+ *     F8_E5M2     8     1       5 (15)             2   the upper half of an F16
+ *     F8_E4M3     8     1       4 (7)              3   no inf; 0x7f and 0xff are nan
+ *
+ * All widen to float exactly, subnormals and signed zeros included (the golden data has every code of the small types),
+ * and F64 is rounded where `real` is float. Nothing else in the program looks at a checkpoint's bytes.
+ */
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 enum { SWAP = 1 };
@@ -220,6 +253,7 @@ enum { SWAP = 1 };
 enum { SWAP = 0 };
 #endif
 
+/* Unaligned little-endian loads: memcpy becomes one instruction, and the swap vanishes where there is none. */
 static inline uint32_t load16(const unsigned char *p)
 {
     uint16_t v;
@@ -279,6 +313,7 @@ static void widen(const unsigned char *p, dtype t, int64_t count, real *out)
     }
 }
 
+/* Elements of a parameter. */
 static int64_t weight_count(weight w)
 {
     int64_t n = 1;
@@ -327,8 +362,16 @@ weight weight_rows(weight w, int64_t first, int64_t count)
     return w;
 }
 
-/* ---------------------------------------------------------------- functions */
+/* ---------------------------------------------------------------- functions
+ *
+ * Libraries differ in the last bit of exp, sin, log and erf, and so would our results from one machine to the next.
+ * These are built from operations that IEEE 754 rounds in one way only: + - * / sqrt, fma, and moves of bits. exp2 is
+ * in the inner loop of softmax and of every activation, so it exists in `real`; the others fill tables or gates and
+ * compute in double for both builds, which then share one text. tests/unit.c sweeps each against libm and asserts the
+ * accuracy that its comment states.
+ */
 
+/* ln 2 as the nearest double and what that leaves out; log2 e. */
 #define LN2_HI 0x1.62e42fefa39efp-1
 #define LN2_LO 0x1.abc9e3b39803fp-56
 #define LOG2_E 0x1.71547652b82fep+0
@@ -459,6 +502,7 @@ enum { MR = 4, NV = 4 };
 #endif
 
 #ifdef VECTOR_BYTES
+/* A GNU vector: + - * work on it lane by lane in any compiler that has the attribute; fma needs the instruction's name. */
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
 static inline vec vec_fma(vec a, vec b, vec c) { return VECTOR_FMA(a, b, c); }
 static inline vec vec_all(real x) { return x - (vec){ 0 }; }        /* x - 0 is x, also for x = -0 */
@@ -469,6 +513,8 @@ static inline vec vec_all(real x) { return x; }
 #endif
 static inline vec vec_load(const real *p) { vec v; memcpy(&v, p, sizeof v); return v; }
 
+/* AVX-512: 14 x 2 accumulators of 16 floats, 2 vectors of W, 1 broadcast, of 32 registers. AVX2: 6 x 2 of 16. NEON: 8 x 3
+ * of 32. Fewer would leave multiply-adds waiting for each other (4 cycles, two a cycle), more would spill. */
 enum {
     LANES = sizeof(vec) / sizeof(real),
     NR = NV * LANES,            /* outputs in a row of the tile */
@@ -497,6 +543,7 @@ static ALWAYS_INLINE void micro_tile(int64_t count, const real *a, const real *b
 #undef EACH_VECTOR
 }
 
+/* One function for each shape of a tile: whole, half and low ones for the last rows, narrow for the last outputs. */
 typedef void micro_kernel(int64_t count, const real *a, const real *b, real *tile);
 static void micro_full(int64_t count, const real *a, const real *b, real *tile) { micro_tile(count, a, b, tile, MR, NV); }
 static void micro_half(int64_t count, const real *a, const real *b, real *tile) { micro_tile(count, a, b, tile, MR / 2, NV); }
@@ -523,6 +570,8 @@ typedef struct product {
     const struct conv_rows *conv;
 } product;
 
+/* Rows of a task and outputs of a panel at the most: a chunk of the panel, 768 x 256 floats, fits the second-level cache,
+ * and is read once for all rows of a task. */
 enum { BLOCK_M = 64 * MR, BLOCK_N = 768 / NR * NR };
 
 /* Scratch of one thread, in reals: copied rows of x, one tile, one widened row of W per lane. */
@@ -597,6 +646,8 @@ static void product_pack(const product *p, int64_t n0, int64_t n1, real *panel, 
     }
 }
 
+/* Walks the outputs in panels; in each, all threads pack, then all multiply. Three tasks a thread: the last to finish
+ * keeps the others waiting for a sixth of their time at the most. */
 static void product_run(arena *a, const product *p)
 {
     size_t mark = arena_mark(a);
@@ -615,6 +666,7 @@ static void product_run(arena *a, const product *p)
     arena_reset(a, mark);
 }
 
+/* Rows of a linear layer's input lie as they are needed. */
 static void linear_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
 {
     for (int64_t r = 0; r < rows; r++)
@@ -646,7 +698,20 @@ tensor linear(arena *a, tensor x, layer l)
     return y;
 }
 
-/* ---------------------------------------------------------------- convolution */
+/* ---------------------------------------------------------------- convolution
+ *
+ *     y[t][y][x][o] = b[o] + sum over dt, dy, dx, c of x[st t + dt - front][sy y + dy - pad][sx x + dx - pad][c] w[o][dt][dy][dx][c]
+ *
+ * No padded copy of the input is made and no matrix of neighbourhoods: a row of the product's left operand is found
+ * pixel by pixel (conv_pixel), with zeros or other frames where it leaves the video. Nearest-neighbour enlarging before
+ * a convolution (up = 2) is a division of the coordinates in the same place.
+ *
+ * Frames that a kernel of 3 sees in front of frame 0, by mode (C are frames that the slice before has left):
+ *
+ *     PAD_REPLICATE, PAD_CACHE_FIRST   0 0 | 0 1 2 3        output t sees t-2 .. t
+ *     PAD_CACHE_NEXT                   C C | 0 1 2 3        output t sees t-2 .. t
+ *     PAD_SINGLE, PAD_SLICE              . | 0 1 2 3 | .    output t sees t-1 .. t+1, zeros at both ends
+ */
 
 /* What a convolution reads: x [T][H][W][C] and its output's size. */
 typedef struct conv_rows {
@@ -764,9 +829,13 @@ typedef struct {
 
 enum { KEYS = CHUNK + MR };     /* rows of scores: the last tile may overhang */
 
-/* Scratch of one thread, in reals; each part holds QUERIES columns in tiles of NR. */
+/* Scratch of one thread, in reals; each part holds QUERIES columns in tiles of NR:
+ *     q [tile][head][NR]   the block's queries, scaled and turned on their side
+ *     o [tile][head][NR]   the result so far      s [tile][KEYS][NR]   scores, then probabilities, of one chunk
+ *     max, sum, shrink [tile][NR]                 rows [MR][STRIDE], tile [MR][NR]: the micro-kernel's operands */
 typedef struct { real *q, *s, *o, *max, *sum, *shrink, *rows, *tile; } attention_scratch;
 
+/* What all of it takes; it does not depend on the number of tokens. */
 static size_t attention_reals(int64_t head) { return (size_t)(QUERIES * (2 * head + KEYS + 3) + ROWS + TILE); }
 
 static attention_scratch attention_parts(real *p, int64_t head)
@@ -800,7 +869,10 @@ static void attention_scores(const attention_task *t, attention_scratch s, int64
         }
 }
 
-/* Pass 2: scores become probabilities relative to the new maximum; shrink is what earlier results are worth now. */
+/* Pass 2: scores become probabilities relative to the new maximum; shrink is what earlier results are worth now.
+ *     m' = max(m, s_j)    shrink = 2^(m - m')    p_j = 2^(s_j - m')    sum = sum * shrink + (p_0 + p_1 + ...)
+ * The first chunk has m = -infinity, so that shrink is 0. A score that is nan is passed over by the maximum and comes
+ * back through p. */
 static void attention_softmax(attention_scratch s, int64_t tiles, int64_t keys)
 {
     for (int64_t i = 0; i < tiles; i++) {
@@ -866,6 +938,7 @@ static void attention_block(const attention_task *t, int64_t first, int64_t coun
             t->y[(first + i) * t->stride + d] = s.o[(i / NR * t->head + d) * NR + i % NR] / s.sum[i];
 }
 
+/* Softmax in base 2: e^(q k / sqrt(head)) = 2^(q k log2(e) / sqrt(head)), the factor rounded once and put into q. */
 static real attention_scale(int64_t head) { return (real)(LOG2_E / sqrt((double)head)); }
 
 /* y = softmax(q k^T / sqrt(head)) v for each of `sequences` stacked sequences and each head. q, y [sequences * nq][heads
@@ -891,7 +964,12 @@ void attention(arena *a, tensor y, tensor q, tensor k, tensor v, int64_t sequenc
     arena_reset(a, mark);
 }
 
-/* ---------------------------------------------------------------- activations */
+/* ---------------------------------------------------------------- activations
+ *
+ * sigmoid(u) = 1 / (1 + e^-u), and SiLU, quick GELU and the tanh form of GELU are all x sigmoid(something): one exp2 and
+ * one division an element, in `real`. Accuracy: 3e-7 relative where the result counts; far on the negative side, where
+ * it vanishes, the relative error grows with |x| (2e-6 at x = -20).
+ */
 
 /* x sigmoid(u), where u comes in base 2: x / (1 + 2^-u). */
 static inline real sigmoid_form(real x, real u) { return x / (1 + exp2_inline(-u)); }
@@ -905,9 +983,18 @@ static inline real gelu_tanh_one(real x)
     return sigmoid_form(x, x * ((real)c + (real)(0.044715 * c) * (x * x)));
 }
 
+/* x (1 + erf(x / sqrt 2)) / 2, in double: it is used for the gate alone. */
 static inline real gelu_erf_one(real x) { return (real)(0.5 * (double)x * (1 + erf_own((double)x * 0.70710678118654752440))); }
 
-/* ---------------------------------------------------------------- norms */
+/* ---------------------------------------------------------------- norms
+ *
+ *     y = (x - mean) / sqrt(variance + eps) * weight + bias        variance = mean of (x - mean)^2
+ *
+ * LayerNorm takes mean and variance over the channels of one token; GroupNorm over a group of channels at all positions
+ * of a slice (or of a frame). Sums are in double: a slice has millions of terms, and the float sum of as many would lose
+ * more than the rest of the network. One rounding to `real` at the end. Rows of the input are split among threads, a sum
+ * never is.
+ */
 
 /* Eight sums over k mod 8, so that the order is fixed and eight additions are under way at once. */
 typedef struct { double s[8]; } sum8;
@@ -934,6 +1021,7 @@ static void moments(const real *x, int64_t n, double eps, double *mean, double *
 /* One rounding per element: everything before it is double. */
 static inline real normed(real x, double mean, double scale, double w, double b) { return (real)(((double)x - mean) * scale * w + b); }
 
+/* One row of n numbers; weight and bias may be NULL. y may be x. */
 static void norm_row(real *y, const real *x, int64_t n, const real *w, const real *b, double eps)
 {
     double mean, scale;
@@ -999,6 +1087,7 @@ static void group_gather(const group_sums *g, int64_t span_rows, double *means)
         }
 }
 
+/* Normalises one image row, and puts SiLU on it while it is in the cache: a pass over memory less. */
 static void group_apply(const group_sums *g, real *y, int64_t row, const real *w, const real *b, bool silu)
 {
     int64_t size = g->channels / g->groups;
@@ -1125,6 +1214,7 @@ void gate_gelu(tensor y, tensor x)
 
 /* ---------------------------------------------------------------- the machine's peak */
 
+/* 28 (12, 24) independent chains of multiply-adds that never leave the registers. */
 static void burn(int64_t rounds, real *out)
 {
     vec acc[MR][NV], x = vec_all((real)0.999), w = vec_all((real)1e-3);
@@ -1170,6 +1260,7 @@ void generator_seed(generator *g, uint64_t seed)
         g->state[i] = 1812433253u * (g->state[i - 1] ^ g->state[i - 1] >> 30) + i;
 }
 
+/* The next 32 bits; every 624 of them the state is stirred once. */
 static uint32_t generator_word(generator *g)
 {
     if (g->next == 624) {
@@ -1239,6 +1330,7 @@ static void box_muller_16(float *u)
     }
 }
 
+/* Uniform in [0, 1): 24 bits of one word as a float, 53 bits of two words as a double. */
 static float uniform_24(generator *g) { return (float)(generator_word(g) & 0xffffff) * 0x1p-24f; }
 
 static double uniform_53(generator *g)
@@ -1283,10 +1375,15 @@ void generator_randn(generator *g, float *out, int64_t count)
 
 /* ---------------------------------------------------------------- textbook loops
  *
- * The definition of every product: short, slow, and the same bits as the kernels above.
+ * The definition of every product: short, slow, and the same bits as the kernels above, which tests/unit.c compares by
+ * memcmp. Whoever ports this program needs only these to get the same numbers.
+ *
+ * Why chunks of 256: one chain of K additions has an error that grows with sqrt(K); a sum of partial sums grows with
+ * sqrt(256) + sqrt(K / 256). At K = 2816 that is three times less, at 12288 six times. And 256 terms are what a
+ * micro-kernel works off before its operands leave the first-level cache.
  */
 
-/* y [m][n] = b [n] + x [m][k] w [n][k]^T. */
+/* y [m][n] = b [n] + x [m][k] w [n][k]^T. b may be NULL. */
 void linear_plain(real *y, const real *x, const real *w, const real *b, int64_t m, int64_t n, int64_t k)
 {
     for (int64_t i = 0; i < m; i++)
@@ -1324,7 +1421,8 @@ void conv_plain(real *y, const real *x, const real *w, const real *b, const int6
     }
 }
 
-/* One query row of `head` numbers against nk keys: scores s [nk], already in base 2. */
+/* One query row of `head` numbers against nk keys: scores s [nk], already in base 2. v, y: rows `stride` apart. The
+ * maximum is carried from chunk to chunk; what was added under an older one shrinks by 2^(old - new). */
 static void attention_plain_row(real *y, const real *s, const real *v, int64_t nk, int64_t head, int64_t stride)
 {
     real max = -(real)INFINITY, sum = 0;
@@ -1351,7 +1449,7 @@ static void attention_plain_row(real *y, const real *s, const real *v, int64_t n
         y[d] = y[d] / sum;
 }
 
-/* One sequence: q, y [nq][heads * head]; k, v [nk][heads * head]. */
+/* One sequence: q, y [nq][heads * head]; k, v [nk][heads * head]. Head by head, query by query. */
 void attention_plain(real *y, const real *q, const real *k, const real *v, int64_t nq, int64_t nk, int64_t heads, int64_t head)
 {
     int64_t width = heads * head;

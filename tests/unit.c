@@ -339,6 +339,8 @@ static void test_functions(void)
     CHECK(worst[2] <= 3e-16, "log_own: %.3g", worst[2]);
     CHECK(worst[3] <= 1.2e-15, "erf_own: %.3g", worst[3]);
     CHECK(worst[4] <= 4e-16, "sincos_own: %.3g", worst[4]);
+    worst[5] = fabs((double)silu_one(-20) * (1 + exp(20)) / -20 - 1);
+    CHECK(worst[5] <= (fp64 ? 1e-14 : 2e-6), "silu far on the negative side: %.3g", worst[5]);
     CHECK(exp2_real(-(real)INFINITY) == 0 && exp2_real(-5000) == 0 && exp2_real(0) == 1, "exp2_real: small arguments");
     CHECK(isinf(exp2_real(5000)) && isnan(exp2_real((real)NAN)), "exp2_real: large arguments and nan");
     CHECK(log_own(1) == 0 && isinf(log_own(0)) && erf_own(7) == 1 && erf_own(-7) == -1 && erf_own(0) == 0 && isnan(erf_own(NAN)),
