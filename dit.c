@@ -12,17 +12,21 @@
  *
  *     a block   h = skip_linear(skip_norm([h, skip]))                       only i > L/2
  *               h += time table[frame]                                      only F > 1, and it stays
- *               h += attn1(norm1(h) + shift(t))                             all N tokens see each other, rotary positions
+ *               h += attn1(norm1(h) + shift(t))                             all N tokens see each other; rotary
  *               h += attn2(norm2(h), text)                                  keys and values from the control embeddings
  *               h += norm_clip_out(gate(attn_clip(norm_clip(h), image)))    keys and values from the picture
  *               h += ff(norm3(h))
+ *
+ * What a call is told beside the latents: the timestep t (temb), a fixed vector of the text, the picture's size and a
+ * style (in temb, too), the text's tokens, and the picture's tokens. dit_conditions makes all but t once for a run.
  *
  * Invariants: a row of the batch never looks at another, so rows are run one after the other unless something wants to
  * see them together (dumps, Enhance-A-Video); the numbers are the same. Nothing of size N x N exists. Per-token layers
  * that widen the stream run in pieces of TOKENS tokens.
  *
- * Mirrors: transformers CLIPVisionModelWithProjection; ruyi/models/transformer3d.py, attention.py (HunyuanDiTBlock),
- * attention_processor.py, embeddings.py, norm.py, resampler.py of the public code.
+ * Mirrors: transformers CLIPVisionModelWithProjection; ruyi/models/transformer3d.py (HunyuanTransformer3DModel),
+ * attention.py (HunyuanDiTBlock, GEGLU), attention_processor.py, embeddings.py, norm.py, resampler.py,
+ * motion_module.py (PositionalEncoding) of the public code, and the classes of diffusers that they use.
  */
 #include "ruyi.h"
 
@@ -30,11 +34,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TOKENS = 1024 };         /* tokens in a piece of a widening layer */
+enum { TOKENS = 1024 };         /* tokens in a piece of a widening layer: bounds its memory, changes no bit */
 
-static tensor like(arena *a, tensor x) { return tensor_new(a, x.ndim == 2 ? SHAPE(x.dim[0], x.dim[1]) : SHAPE(x.dim[0], x.dim[1], x.dim[2])); }
+/* A new tensor of the size of x [M][K]. */
+static tensor like(arena *a, tensor x) { return tensor_new(a, SHAPE(x.dim[0], x.dim[1])); }
 
-/* A parameter as a tensor of that shape. */
+/* A parameter as a tensor of that shape. Without data, in the planning pass, it has the shape alone. */
 static tensor widened(arena *a, weight w, shape s)
 {
     tensor x = tensor_new(a, s);
@@ -46,18 +51,61 @@ static tensor widened(arena *a, weight w, shape s)
     return x;
 }
 
-static void copy_rows(tensor to, int64_t first, tensor from) { tensor_copy(tensor_part(to, first, from.dim[0]), from); }
+/* to[first ...] = from, along the first dimension. */
+static void copy_rows(tensor to, int64_t first, tensor from)
+{
+    tensor_copy(tensor_part(to, first, from.dim[0]), from);
+}
 
-/* ---------------------------------------------------------------- CLIP image tower */
+/* x [M][K] so many times, one below the other: [times * M][K]. */
+static tensor repeated(arena *a, tensor x, int64_t times)
+{
+    tensor y = tensor_new(a, SHAPE(times * x.dim[0], x.dim[1]));
+    for (int64_t i = 0; i < times; i++)
+        copy_rows(y, i * x.dim[0], x);
+    return y;
+}
+
+/* The rows of x [M][K] and y [M][L] side by side: [M][K + L]. torch.cat(dim=-1). */
+static tensor side_by_side(arena *a, tensor x, tensor y)
+{
+    int64_t k = x.dim[1], l = y.dim[1];
+    tensor both = tensor_new(a, SHAPE(x.dim[0], k + l));
+    for (int64_t i = 0; i < x.dim[0] && both.data; i++) {
+        memcpy(both.data + i * (k + l), x.data + i * k, (size_t)k * sizeof(real));
+        memcpy(both.data + i * (k + l) + k, y.data + i * l, (size_t)l * sizeof(real));
+    }
+    return both;
+}
+
+/* Row i of x [M][D] += row i / each of table [R][D], which begins anew after R * each rows. */
+static void add_rows(tensor x, tensor table, int64_t each)
+{
+    int64_t size = x.dim[1];
+    for (int64_t i = 0; i < x.dim[0] && x.data; i++)
+        for (int64_t k = 0; k < size; k++)
+            x.data[i * size + k] += table.data[i / each % table.dim[0] * size + k];
+}
+
+/* ---------------------------------------------------------------- CLIP image tower
+ *
+ * A vision transformer (ViT) trained to agree with captions. Its tokens tell the DiT what is in the picture, while the
+ * masked latents tell it where. It sees a square of image_size pixels in patches of patch_size:
+ *
+ *     [S][S][3] -> [side * side patches][width], side = S / patch_size; a class token in front, learned positions added
+ *
+ * Everything is the module of transformers' modeling_clip.py, spelling mistakes and all. */
 
 typedef struct { layer layer_norm1, q_proj, k_proj, v_proj, out_proj, layer_norm2, fc1, fc2; } clip_layer;
 
 struct clip {
     clip_config config;
     weights *weights;
-    weight class_embedding, position_embedding;
-    layer patch_embedding, pre_layrnorm;    /* that spelling is the checkpoint's */
-    clip_layer *layers;
+    weight class_embedding;                 /* [width] */
+    weight position_embedding;              /* [1 + patches][width] */
+    layer patch_embedding;                  /* [width][p * p][3], no bias */
+    layer pre_layrnorm;                     /* that spelling is the checkpoint's */
+    clip_layer *layers;                     /* [num_hidden_layers] */
 };
 
 const clip_config *clip_settings(const clip *c) { return &c->config; }
@@ -70,27 +118,37 @@ static int64_t read_side(config f, const char *field, const char *member, int64_
     if (json_kind(value) != '{')
         return config_int(f, field, otherwise, 1, 65536);
     config inner = { f.path, NULL, value, f.read };
-    if (!strcmp(member, "height") && config_int(inner, "height", REQUIRED, 1, 65536) != config_int(inner, "width", REQUIRED, 1, 65536))
+    int64_t side = config_int(inner, member, REQUIRED, 1, 65536);
+    if (!strcmp(member, "height") && config_int(inner, "width", REQUIRED, 1, 65536) != side)
         config_refuse(f, field, "expected the same height and width");
-    return config_int(inner, member, REQUIRED, 1, 65536);
+    return side;
 }
 
+/* A list of three numbers, one a colour -> out; the default where the field is absent. */
 static void read_numbers(config f, const char *field, const double otherwise[3], double out[3])
 {
     json list = config_member(f, field), cursor = { 0 }, value;
     int n = 0;
-    memcpy(out, otherwise, 3 * sizeof *out);
-    if (json_kind(list) == 0)
+    bool numbers = json_kind(list) == '[';
+    if (json_kind(list) == 0) {
+        memcpy(out, otherwise, 3 * sizeof *out);
         return;
-    while (json_kind(list) == '[' && json_next(list, &cursor, NULL, &value) && json_kind(value) == '0' && n < 4)
-        out[n < 3 ? n : 2] = json_number(value), n++;
-    if (n != 3)
+    }
+    while (numbers && json_next(list, &cursor, NULL, &value)) {
+        numbers = n < 3 && json_kind(value) == '0';
+        if (numbers)
+            out[n++] = json_number(value);
+    }
+    if (!numbers || n != 3)
         config_refuse(f, field, "expected a list of three numbers, one for each colour");
 }
 
+/* preprocessor_config.json: what CLIPImageProcessor does to a picture. Its defaults are CLIP's own means and
+ * deviations. */
 static void read_preprocessor(const char *folder, clip_config *c)
 {
-    static const double mean[3] = { 0.48145466, 0.4578275, 0.40821073 }, std[3] = { 0.26862954, 0.26130258, 0.27577711 };
+    static const double mean[3] = { 0.48145466, 0.4578275, 0.40821073 };
+    static const double std[3] = { 0.26862954, 0.26130258, 0.27577711 };
     static const char *const steps[] = { "do_resize", "do_center_crop", "do_rescale", "do_normalize" };
     config f = c->preprocessor = config_open(folder, "preprocessor_config.json");
     for (int i = 0; i < 4; i++)
@@ -112,17 +170,21 @@ static void read_preprocessor(const char *folder, clip_config *c)
         config_refuse(f, "size", "expected a shortest edge of at least crop_size %lld", (long long)c->crop_size);
 }
 
+/* config.json of the tower, or of a whole CLIP model, where the tower's is the member vision_config. Absent fields have
+ * the defaults of CLIPVisionConfig. hidden_act: quick_gelu is x / (1 + exp(-1.702 x)), which the first CLIP models were
+ * trained with; gelu, in later ones, is x/2 (1 + erf(x / sqrt(2))). */
 static clip_config read_clip_config(const char *folder)
 {
     config f = config_open(folder, "config.json");
-    if (json_kind(json_member(f.root, "vision_config")) == '{')     /* the configuration of a whole CLIP model */
+    if (json_kind(json_member(f.root, "vision_config")) == '{')
         f.root = json_member(f.root, "vision_config");
     clip_config c = {
         .file = f, .hidden_size = config_int(f, "hidden_size", 768, 1, 1 << 20),
         .intermediate_size = config_int(f, "intermediate_size", 3072, 1, 1 << 22),
         .num_hidden_layers = config_int(f, "num_hidden_layers", 12, 1, 10000),
         .num_attention_heads = config_int(f, "num_attention_heads", 12, 1, 65536),
-        .image_size = config_int(f, "image_size", 224, 1, 65536), .patch_size = config_int(f, "patch_size", 32, 1, 65536),
+        .image_size = config_int(f, "image_size", 224, 1, 65536),
+        .patch_size = config_int(f, "patch_size", 32, 1, 65536),
         .layer_norm_eps = config_real(f, "layer_norm_eps", 1e-5),
     };
     config_int(f, "num_channels", 3, 3, 3);
@@ -139,14 +201,16 @@ static clip_config read_clip_config(const char *folder)
     return c;
 }
 
+/* Patches along one side; pixels beyond the last whole patch are not seen. */
 static int64_t clip_side(const clip_config *c) { return c->image_size / c->patch_size; }
 
-/* NAME.weight [n][k] and .bias, where NAME is a layer's part: vision_model.encoder.layers.I.PART. */
+/* vision_model.encoder.layers.I.PART: .weight [n][k] and .bias [n]. */
 static layer bind_clip_part(weights *w, int64_t i, const char *part, int64_t n, int64_t k)
 {
     return bind_linear(w, n, k, "vision_model.encoder.layers.%lld.%s", (long long)i, part);
 }
 
+/* CLIPEncoderLayer I: an attention and an MLP (width -> intermediate_size -> width), all with bias. */
 static void bind_clip_layer(weights *w, const clip_config *c, clip_layer *l, int64_t i)
 {
     int64_t d = c->hidden_size, inner = c->intermediate_size;
@@ -160,13 +224,14 @@ static void bind_clip_layer(weights *w, const clip_config *c, clip_layer *l, int
     l->fc2 = bind_clip_part(w, i, "mlp.fc2", d, inner);
 }
 
-/* Reads folder (a model's image_encoder/): two configurations and the weights. */
+/* Reads folder (a model's image_encoder/): two configurations and the weights. What comes after the last layer is known
+ * and not used, see clip_encode. */
 clip *clip_open(const char *folder, bool allow_unknown)
 {
     clip *c = allocate(1, sizeof *c);
     c->config = read_clip_config(folder);
     weights *w = c->weights = weights_open(folder, "model");
-    int64_t d = c->config.hidden_size, p = c->config.patch_size, patches = clip_side(&c->config) * clip_side(&c->config);
+    int64_t side = clip_side(&c->config), d = c->config.hidden_size, p = c->config.patch_size, patches = side * side;
     c->class_embedding = bind(w, SHAPE(d), "vision_model.embeddings.class_embedding");
     c->position_embedding = bind(w, SHAPE(patches + 1, d), "vision_model.embeddings.position_embedding.weight");
     c->patch_embedding.weight = bind_conv(w, SHAPE(d, 3, p, p), "vision_model.embeddings.patch_embedding.weight");
@@ -181,13 +246,14 @@ clip *clip_open(const char *folder, bool allow_unknown)
     return c;
 }
 
-/* Shortest edge to size, then the middle crop_size x crop_size; 8 bits. CLIPImageProcessor. Its caller frees rgb. */
+/* CLIPImageProcessor: the shorter side to shortest_edge, the longer to int(edge * long / short), then the middle
+ * crop_size x crop_size. Still 8 bits, as Pillow leaves it. Its caller frees rgb. */
 image clip_preprocess(const clip_config *c, image picture)
 {
-    int64_t size = c->shortest_edge, crop = c->crop_size;
+    int64_t edge = c->shortest_edge, crop = c->crop_size;
     bool wide = picture.w >= picture.h;
-    image resized = wide ? image_resize(picture, size * picture.w / picture.h, size) : image_resize(picture, size, size * picture.h / picture.w);
-    image out = { crop, crop, allocate((size_t)(3 * crop * crop), 1) };
+    int64_t w = wide ? edge * picture.w / picture.h : edge, h = wide ? edge : edge * picture.h / picture.w;
+    image resized = image_resize(picture, w, h), out = { crop, crop, allocate((size_t)(3 * crop * crop), 1) };
     int64_t left = (resized.w - crop) / 2, top = (resized.h - crop) / 2;
     for (int64_t y = 0; y < crop; y++)
         memcpy(out.rgb + 3 * y * crop, resized.rgb + 3 * ((top + y) * resized.w + left), (size_t)(3 * crop));
@@ -195,7 +261,9 @@ image clip_preprocess(const clip_config *c, image picture)
     return out;
 }
 
-/* [1 + patches][width]: class token, then patches row by row, with their positions; pre_layrnorm. */
+/* pixels [1][S][S][3] -> [1 + patches][width]: class token, then patches row by row, with their positions;
+ * pre_layrnorm. CLIPVisionEmbeddings: the patch embedding is a convolution whose stride is its kernel, so patches do
+ * not overlap. */
 static tensor clip_embed(const run *r, const clip *c, tensor pixels)
 {
     arena *a = r->arena;
@@ -212,7 +280,8 @@ static tensor clip_embed(const run *r, const clip *c, tensor pixels)
     return x;
 }
 
-/* x += out_proj(attention(layer_norm1(x))); x += fc2(act(fc1(layer_norm2(x)))). */
+/* x += out_proj(attention(layer_norm1(x))); x += fc2(act(fc1(layer_norm2(x)))). CLIPEncoderLayer, x [1 +
+ * patches][width] in place. n holds what is normed, then what was attended; q is used again for what is added. */
 static void clip_block(const run *r, const clip *c, tensor x, const clip_layer *l)
 {
     arena *a = r->arena;
@@ -223,15 +292,18 @@ static void clip_block(const run *r, const clip *c, tensor x, const clip_layer *
     attention(a, n, q, k, v, 1, c->config.num_attention_heads);
     linear_to(a, q, n, l->out_proj);
     add(x, q);
+
     layer_norm(a, n, x, l->layer_norm2, c->config.layer_norm_eps);
-    tensor inner = linear(a, n, l->fc1);
+    tensor inner = linear(a, n, l->fc1);        /* [1 + patches][intermediate_size] */
     activate(inner, c->config.hidden_act);
     linear_to(a, q, inner, l->fc2);
     add(x, q);
     arena_reset(a, mark);
 }
 
-/* The picture as clip_preprocess leaves it -> [patches][hidden_size]: last_hidden_state[:, 1:]. */
+/* The picture as clip_preprocess leaves it -> [patches][hidden_size]: last_hidden_state[:, 1:], that is the last
+ * layer's tokens without the class token. post_layernorm and the projection belong to the pooled output, which Ruyi
+ * does not use. A pixel v becomes (v * rescale_factor - mean) / std, in double before it is rounded once. */
 tensor clip_encode(const run *r, const clip *c, image crop)
 {
     arena *a = r->arena;
@@ -254,41 +326,59 @@ tensor clip_encode(const run *r, const clip *c, image crop)
 
 /* ---------------------------------------------------------------- DiT: configuration and weights */
 
+enum {
+    TIME_ROWS = 512,            /* frames in the time table: PositionalEncoding(max_len=512) in attention.py */
+    SINUSOIDS = 256,            /* Timesteps(num_channels=256) in embeddings.py */
+    POOL_HEADS = 8,             /* HunyuanDiTAttentionPool(num_heads=8) in embeddings.py */
+};
+
+/* An Attention of diffusers: to_q, to_out [D][D]; to_k, to_v [D][D], or [D][X] where text or picture are looked at;
+ * norm_q, norm_k [head], shared by all heads. */
 typedef struct { layer to_q, to_k, to_v, to_out, norm_q, norm_k; } attention_layer;
 
 typedef struct {                /* blocks.N: HunyuanDiTBlock */
-    layer skip_norm, skip_linear;           /* absent in the first half */
+    layer skip_norm, skip_linear;           /* [2D], [D][2D]: absent up to the middle */
     weight t_embed;                         /* [1][512][D], absent: computed */
-    layer norm1_norm, norm1_linear, norm2, norm_clip, norm3;
+    layer norm1_norm, norm1_linear;         /* [D], [D][D] from silu(temb) */
+    layer norm2, norm_clip, norm3;          /* [D] */
     attention_layer attn1, attn2, attn_clip;
-    layer gate_norm, gate_proj, norm_clip_out;
-    layer ff_proj, ff_out;
+    layer gate_norm, gate_proj, norm_clip_out;      /* [D], [2D][D], [D] */
+    layer ff_proj, ff_out;                  /* [inner][D], [D][inner] */
 } block_weights;
 
 struct dit {
     dit_config config;
     weights *weights;
-    layer patch;                            /* pos_embed.proj */
-    layer timestep_1, timestep_2, extra_1, extra_2, text_1, text_2;
-    layer pool_q, pool_k, pool_v, pool_c;
-    weight pool_positions, style, text_padding, clip_padding;
-    weight query, positions, kv_proj, in_proj_weight, in_proj_bias;
-    layer ln_q, ln_kv, out_proj;            /* the Resampler, clip_projection */
-    layer norm_out, proj_out;
-    block_weights *blocks;
+    layer patch;                            /* pos_embed.proj [D][p * p][3Z] */
+    layer timestep_1, timestep_2;           /* timestep_embedder [D][256], [D][D] */
+    layer pool_q, pool_k, pool_v, pool_c;   /* pooler [T5][T5], pool_c [pooled][T5] */
+    weight pool_positions;                  /* [1 + text_len_t5][T5] */
+    weight style;                           /* [1][D] */
+    layer extra_1, extra_2;                 /* extra_embedder [4D][pooled + 6 * 256 + D], [D][4D] */
+    layer text_1, text_2;                   /* text_embedder [4 T5][T5], [X][4 T5] */
+    weight text_padding;                    /* [text_len + text_len_t5][X] */
+    weight clip_padding;                    /* [Q][X] */
+    weight query, positions;                /* the Resampler, clip_projection: [Q][X] */
+    weight kv_proj;                         /* [X][CLIP's width], absent where that is X */
+    layer ln_q, ln_kv;                      /* [X] */
+    weight in_proj_weight, in_proj_bias;    /* q, k, v packed: [3X][X], [3X] */
+    layer out_proj;                         /* [X][X] */
+    block_weights *blocks;                  /* [num_layers] */
+    layer norm_out, proj_out;               /* [2D][D] from silu(temb), [p * p * 2Z][D] */
 };
 
 const dit_config *dit_settings(const dit *d) { return &d->config; }
 const weights *dit_weights(const dit *d) { return d->weights; }
 
-enum { TIME_ROWS = 512, SINUSOIDS = 256, POOL_HEADS = 8 };
-
+/* The root of a square, -1 of anything else. */
 static int64_t square_root(int64_t n)
 {
     int64_t s = (int64_t)(sqrt((double)n) + 0.5);
     return s * s == n ? s : -1;
 }
 
+/* What must hold between fields. The public classes do not check: they fail later, on shapes (hidden_size, heads, an
+ * odd number of blocks, which pops a skip more than was kept) or on the Resampler's grid (n_query). */
 static void check_dit_config(config f, const dit_config *c, int64_t stated_size)
 {
     if (c->hidden_size != stated_size)
@@ -301,12 +391,15 @@ static void check_dit_config(config f, const dit_config *c, int64_t stated_size)
     if (square_root(c->n_query) < 0)
         config_refuse(f, "n_query", "expected a square");
     if (c->cross_attention_dim % c->num_attention_heads)
-        config_refuse(f, "cross_attention_dim", "expected a multiple of num_attention_heads %lld, the Resampler's heads",
-                      (long long)c->num_attention_heads);
+        config_refuse(f, "cross_attention_dim", "expected a multiple of num_attention_heads %lld, the Resampler's "
+                      "heads", (long long)c->num_attention_heads);
     if (c->cross_attention_dim_t5 % POOL_HEADS)
         config_refuse(f, "cross_attention_dim_t5", "expected a multiple of %d, the pooler's heads", POOL_HEADS);
 }
 
+/* transformer/config.json. Absent fields have the defaults of HunyuanTransformer3DModel.__init__. The block's type and
+ * its time table are not read: the public loader overrides them (basic, after_norm false, time_position_encoding
+ * true). */
 static dit_config read_dit_config(const char *folder)
 {
     config f = config_open(folder, "config.json");
@@ -316,18 +409,20 @@ static dit_config read_dit_config(const char *folder)
         .num_layers = config_int(f, "num_layers", 28, 2, 10000),
         .patch_size = config_int(f, "patch_size", REQUIRED, 1, 64),
         .in_channels = config_int(f, "in_channels", REQUIRED, 48, 48),      /* the pipeline insists: 16 + 16 + 16 */
-        .out_channels = config_int(f, "out_channels", REQUIRED, 32, 32),    /* of which the first half is the prediction */
+        .out_channels = config_int(f, "out_channels", REQUIRED, 32, 32),    /* the first half is the prediction */
         .cross_attention_dim = config_int(f, "cross_attention_dim", 1024, 1, 1 << 20),
         .cross_attention_dim_t5 = config_int(f, "cross_attention_dim_t5", 2048, 1, 1 << 20),
         .pooled_projection_dim = config_int(f, "pooled_projection_dim", 1024, 1, 1 << 20),
-        .text_len = config_int(f, "text_len", 77, 1, 1 << 20), .text_len_t5 = config_int(f, "text_len_t5", 256, 1, 1 << 20),
-        .n_query = config_int(f, "n_query", 16, 1, 1 << 20), .projection_dim = config_int(f, "projection_dim", 768, 1, 1 << 20),
+        .text_len = config_int(f, "text_len", 77, 1, 1 << 20),
+        .text_len_t5 = config_int(f, "text_len_t5", 256, 1, 1 << 20),
+        .n_query = config_int(f, "n_query", 16, 1, 1 << 20),
+        .projection_dim = config_int(f, "projection_dim", 768, 1, 1 << 20),
     };
     double ratio = config_real(f, "mlp_ratio", 4.0);
     c.hidden_size = c.num_attention_heads * c.attention_head_dim;
     if (!(ratio > 0 && ratio < 1000) || (double)c.hidden_size * ratio < 1)
         config_refuse(f, "mlp_ratio", "expected a positive ratio");
-    c.inner = (int64_t)((double)c.hidden_size * ratio);
+    c.inner = (int64_t)((double)c.hidden_size * ratio);     /* Python's int(): 2816 * 4.3637 is 12288 */
     char *act = config_word(f, "activation_fn", "gelu-approximate");
     if (strcmp(act, "gelu-approximate"))
         config_refuse(f, "activation_fn", "expected gelu-approximate; nothing else is supported");
@@ -336,7 +431,7 @@ static dit_config read_dit_config(const char *folder)
     return c;
 }
 
-/* blocks.I.NAME: queries from the stream, keys and values from `source` columns. */
+/* blocks.I.NAME: queries from the stream [D], keys and values from tokens of `source` numbers. */
 static attention_layer bind_attention(weights *w, const dit_config *c, int64_t i, const char *name, int64_t source)
 {
     int64_t d = c->hidden_size, head = c->attention_head_dim;
@@ -345,12 +440,15 @@ static attention_layer bind_attention(weights *w, const dit_config *c, int64_t i
         .to_q = bind_linear(w, d, d, "blocks.%lld.%s.to_q", n, name),
         .to_k = bind_linear(w, d, source, "blocks.%lld.%s.to_k", n, name),
         .to_v = bind_linear(w, d, source, "blocks.%lld.%s.to_v", n, name),
-        .to_out = bind_linear(w, d, d, "blocks.%lld.%s.to_out.0", n, name),
+        .to_out = bind_linear(w, d, d, "blocks.%lld.%s.to_out.0", n, name),     /* .1 is a dropout */
         .norm_q = bind_norm(w, head, "blocks.%lld.%s.norm_q", n, name),
         .norm_k = bind_norm(w, head, "blocks.%lld.%s.norm_k", n, name),
     };
 }
 
+/* blocks.I. The time table is a buffer of the public class, so checkpoints usually have it, rounded to their own type.
+ * PyTorch loads it over the table that it computed, and so does time_row: the formula would be more exact, but not the
+ * model's. Up to the middle a block has no skip_norm and skip_linear (skip=layer > num_layers // 2). */
 static void bind_block(weights *w, const dit_config *c, block_weights *b, int64_t i)
 {
     int64_t d = c->hidden_size, x = c->cross_attention_dim;
@@ -378,10 +476,12 @@ static void bind_block(weights *w, const dit_config *c, block_weights *b, int64_
     b->ff_out = bind_linear(w, d, c->inner, "blocks.%lld.ff.net.2", n);
 }
 
-/* time_extra_emb, text_embedder and what they need. */
+/* time_extra_emb (HunyuanCombinedTimestepTextSizeStyleEmbedding), text_embedder (PixArtAlphaTextProjection),
+ * padding. */
 static void bind_conditions(weights *w, const dit_config *c, dit *d)
 {
-    int64_t size = c->hidden_size, t5 = c->cross_attention_dim_t5, x = c->cross_attention_dim, pooled = c->pooled_projection_dim;
+    int64_t size = c->hidden_size, pooled = c->pooled_projection_dim;
+    int64_t t5 = c->cross_attention_dim_t5, x = c->cross_attention_dim;
     d->timestep_1 = bind_linear(w, size, SINUSOIDS, "time_extra_emb.timestep_embedder.linear_1");
     d->timestep_2 = bind_linear(w, size, size, "time_extra_emb.timestep_embedder.linear_2");
     d->pool_positions = bind(w, SHAPE(c->text_len_t5 + 1, t5), "time_extra_emb.pooler.positional_embedding");
@@ -397,6 +497,8 @@ static void bind_conditions(weights *w, const dit_config *c, dit *d)
     d->text_padding = bind(w, SHAPE(c->text_len + c->text_len_t5, x), "text_embedding_padding");
 }
 
+/* clip_projection (Resampler) and clip_padding. Where the widths agree kv_proj is an nn.Identity, which has no
+ * weight. */
 static void bind_resampler(weights *w, const dit_config *c, dit *d)
 {
     int64_t x = c->cross_attention_dim;
@@ -412,7 +514,10 @@ static void bind_resampler(weights *w, const dit_config *c, dit *d)
     d->out_proj = bind_linear(w, x, x, "clip_projection.attn.out_proj");
 }
 
-/* Reads folder (a model's transformer/), with low-rank updates. */
+/* Reads folder (a model's transformer/). Low-rank updates, W += scale * up @ down, must be there before anything is
+ * bound: bind attaches to each matrix those that name it, and its rows are updated whenever they are read. The public
+ * merge_lora (utils/lora_utils.py) changes the matrices once instead. Dies on a tensor that has no place, unless
+ * allowed. */
 dit *dit_open(const char *folder, const safetensors *const *loras, const double *scales, int nloras, bool allow_unknown)
 {
     dit *d = allocate(1, sizeof *d);
@@ -433,10 +538,31 @@ dit *dit_open(const char *folder, const safetensors *const *loras, const double 
     return d;
 }
 
-/* ---------------------------------------------------------------- DiT: conditions, the same at every step */
+/* ---------------------------------------------------------------- DiT: conditions, the same at every step
+ *
+ *     emb2 [tokens][T5] --pooler--> pooled -----------+
+ *     sizes 1024 1024 H W 0 0 --sinusoids--> 6 * 256 -+--extra_embedder--> extra [1][D], added to the timestep's vector
+ *     style [D] --------------------------------------+
+ *     emb1 [text_len][X], text_embedder(emb2) [text_len_t5][X], masked --> text [text_len + text_len_t5][X]
+ *     CLIP tokens [patches][width] --Resampler--> image [Q][X]
+ *
+ * emb1 and emb2 are what a CLIP text encoder and T5 made of a caption. Users do not write captions: the model has these
+ * ready-made, one pair for every camera and motion (embeddings.safetensors).
+ *
+ * Everything has B rows. With classifier-free guidance there are two, and the model runs for each:
+ *
+ *     row 0   negative   the negative words' embeddings, clip_padding for a picture
+ *     row 1   positive   the control words' embeddings, the picture's tokens (or clip_padding, see dit_forward)
+ *
+ * Latents, mask and masked video are the same in both. The rows meet only outside (ruyi.c), in
+ * negative + cfg * (positive - negative), which exaggerates what the words and the picture changed. Where cfg is at
+ * most 1 there is one row, the positive one. */
 
-/* 256 numbers: cos(v f_i), then sin(v f_i), f_i = 10000^(-i/128). In double: the argument reaches 1000, whose rounding
- * to float alone would cost 3e-5. get_timestep_embedding(flip_sin_to_cos, shift 0). */
+/* The position v as 256 numbers between -1 and 1.
+ *
+ * Formula:  out[i] = cos(v f_i), out[128 + i] = sin(v f_i), f_i = 10000^(-i/128), 0 <= i < 128
+ * Method:   in double: v reaches 1000, and rounding v f_i to float alone would cost 3e-5
+ * Source:   get_timestep_embedding(flip_sin_to_cos=True, downscale_freq_shift=0) of embeddings.py. */
 static void sinusoids(double v, real *out)
 {
     enum { HALF = SINUSOIDS / 2 };
@@ -448,7 +574,8 @@ static void sinusoids(double v, real *out)
     }
 }
 
-/* linear_2(silu(linear_1(x))). */
+/* linear_2(silu(linear_1(x))), x [M][K] -> [M][second's rows]; silu(x) = x / (1 + exp(-x)). TimestepEmbedding and both
+ * PixArtAlphaTextProjections of embeddings.py: three modules, one formula. */
 static tensor two_layers(arena *a, tensor x, layer first, layer second)
 {
     tensor y = tensor_new(a, SHAPE(x.dim[0], second.weight.dim[0]));
@@ -460,7 +587,8 @@ static tensor two_layers(arena *a, tensor x, layer first, layer second)
     return y;
 }
 
-/* HunyuanDiTAttentionPool: tokens [L][T5] -> [1][pooled]. The mean token is put in front, and it alone asks. */
+/* HunyuanDiTAttentionPool: tokens [L][T5] -> [1][pooled]. The mean token is put in front, and it alone asks; all
+ * answer, itself included. There is no mask: padding takes part. */
 static tensor pool(arena *a, const dit *d, tensor tokens)
 {
     int64_t length = tokens.dim[0], width = tokens.dim[1];
@@ -483,7 +611,9 @@ static tensor pool(arena *a, const dit *d, tensor tokens)
     return y;
 }
 
-/* extra_embedder([pooled, meta, style]) -> [1][D]. meta: original size 1024 x 1024, target H x W, crop 0, 0. */
+/* extra_embedder([pooled, meta, style]) -> [1][D]. meta: the original size, the target size H x W, and the crop's
+ * corner, of which the pipeline fixes the first at 1024 x 1024 and the last at 0, 0. There is one style, row 0 of its
+ * embedding. */
 static tensor extra_embedding(arena *a, const dit *d, tensor emb2, int64_t height, int64_t width)
 {
     const double meta[6] = { 1024, 1024, (double)height, (double)width, 0, 0 };
@@ -500,7 +630,8 @@ static tensor extra_embedding(arena *a, const dit *d, tensor emb2, int64_t heigh
     return arena_return(a, mark, two_layers(a, x, d->extra_1, d->extra_2));
 }
 
-/* Rows of x whose mask is 0 become the same rows of the padding. */
+/* Rows of x [L][X] whose mask is 0 become rows of the learned padding, from padding_row on. The attention itself has no
+ * mask: it sees padding where there is no text, and has learned what that means. */
 static void mask_rows(arena *a, tensor x, weight mask, weight padding, int64_t padding_row)
 {
     size_t mark = arena_mark(a);
@@ -511,7 +642,7 @@ static void mask_rows(arena *a, tensor x, weight mask, weight padding, int64_t p
     arena_reset(a, mark);
 }
 
-/* [text_len + text_len_t5][X]: emb1, then text_embedder(emb2), masked tokens replaced. emb2 [text_len_t5][T5]. */
+/* out [text_len + text_len_t5][X]: emb1, then text_embedder(emb2), masked tokens replaced. emb2 [text_len_t5][T5]. */
 static void text_tokens(arena *a, const dit *d, tensor out, const control *row, tensor emb2)
 {
     int64_t first = d->config.text_len, second = d->config.text_len_t5;
@@ -523,7 +654,13 @@ static void text_tokens(arena *a, const dit *d, tensor out, const control *row, 
     arena_reset(a, mark);
 }
 
-/* torch's bicubic along one axis (align_corners false, a = -0.75): the four taps and weights of output i of m from n. */
+/* The four taps and weights of output i when an axis of n is resized to m by torch's bicubic.
+ *
+ * Formula:  x = (i + 1/2) n/m - 1/2, b = floor(x), t = x - b; taps b-1 .. b+2, clamped to the axis; with u their
+ *           distances from x and a = -0.75
+ *               u <= 1:  (a+2) u^3 - (a+3) u^2 + 1
+ *               u <= 2:  a u^3 - 5a u^2 + 8a u - 4a
+ * Source:   F.interpolate(mode="bicubic", align_corners=False); Pillow's a is -0.5, and it widens taps to shrink. */
 static void bicubic_taps(int64_t i, int64_t n, int64_t m, int64_t tap[4], double share[4])
 {
     const double a = -0.75;
@@ -536,7 +673,7 @@ static void bicubic_taps(int64_t i, int64_t n, int64_t m, int64_t tap[4], double
     }
 }
 
-/* Positions of an n x n grid [n * n][X] resized to m x m: get_abs_pos of the public resampler.py. */
+/* Positions of an n x n grid [n * n][X] resized to [m * m][X], 16 taps a number: get_abs_pos of resampler.py. */
 static void resize_positions(tensor out, tensor in, int64_t n, int64_t m)
 {
     int64_t x = in.dim[1];
@@ -554,8 +691,11 @@ static void resize_positions(tensor out, tensor in, int64_t n, int64_t m)
     }
 }
 
-/* The Resampler: CLIP tokens [patches][width] -> out [Q][X]. Learned queries look at the tokens; positions are added to
- * queries and keys, not to values. */
+/* The Resampler of resampler.py: CLIP tokens [patches][width] -> out [Q][X]. Whatever the size of the tower, the blocks
+ * see Q tokens: learned queries on a grid of sqrt(Q) x sqrt(Q) look at the patches. Positions are added to queries and
+ * keys, so that a query finds its place, but not to values. The checkpoint has positions for the queries' grid; those
+ * of the keys are the same, resized. nn.MultiheadAttention packs the three projections into one matrix. eps is 1e-5
+ * here, the default of nn.LayerNorm; everywhere else in the DiT it is 1e-6. */
 static void resample(arena *a, const dit *d, tensor out, tensor tokens)
 {
     const dit_config *c = &d->config;
@@ -563,7 +703,7 @@ static void resample(arena *a, const dit *d, tensor out, tensor tokens)
     int64_t n = square_root(queries), m = (int64_t)(sqrt((double)patches) + 0.5);
     size_t mark = arena_mark(a);
     tensor positions = widened(a, d->positions, SHAPE(queries, x)), q = widened(a, d->query, SHAPE(queries, x));
-    tensor value = d->kv_proj.data ? linear(a, tokens, (layer){ .weight = d->kv_proj }) : tokens;
+    tensor value = d->kv_proj.data ? linear(a, tokens, (layer){ .weight = d->kv_proj }) : tokens;   /* [patches][X] */
     tensor v = like(a, value), k = like(a, value), key_positions = positions;
     layer_norm(a, v, value, d->ln_kv, 1e-5);
     layer_norm(a, q, q, d->ln_q, 1e-5);
@@ -575,62 +715,98 @@ static void resample(arena *a, const dit *d, tensor out, tensor tokens)
     tensor_copy(k, v);
     add(k, key_positions);
     tensor in[3] = { q, k, v };
-    for (int i = 0; i < 3; i++)
-        in[i] = linear(a, in[i], (layer){ weight_rows(d->in_proj_weight, i * x, x), weight_rows(d->in_proj_bias, i * x, x) });
+    for (int i = 0; i < 3; i++) {
+        layer part = { weight_rows(d->in_proj_weight, i * x, x), weight_rows(d->in_proj_bias, i * x, x) };
+        in[i] = linear(a, in[i], part);
+    }
     attention(a, q, in[0], in[1], in[2], 1, c->num_attention_heads);
     linear_to(a, out, q, d->out_proj);
     arena_reset(a, mark);
 }
 
-/* Everything that a run's calls share. rows: [negative, positive], or [positive] where guidance is off. tokens: CLIP's of
- * the first picture, ndim 0 without one: the positive row then sees padding, as the negative row always does. */
-dit_condition dit_conditions(const run *r, const dit *d, const control *rows, int64_t count, tensor tokens, int64_t height, int64_t width)
+/* Everything that a run's calls share. rows: [negative, positive], or [positive] where guidance is off. tokens: CLIP's
+ * of the first picture, ndim 0 without one: the positive row then sees padding, as the negative row always does. So
+ * guidance pushes towards the picture, too. The public code masks all Q tokens of a row or none, which is clip_padding
+ * or image. */
+dit_condition dit_conditions(const run *r, const dit *d, const control *rows, int64_t count, tensor tokens,
+                             int64_t height, int64_t width)
 {
     arena *a = r->arena;
     const dit_config *c = &d->config;
     int64_t x = c->cross_attention_dim, length = c->text_len + c->text_len_t5;
     dit_condition out = {
-        .rows = count, .extra = tensor_new(a, SHAPE(count, c->hidden_size)), .text = tensor_new(a, SHAPE(count, length, x)),
-        .image = tensor_new(a, SHAPE(count, c->n_query, x)), .padding = tensor_new(a, SHAPE(count, c->n_query, x)),
+        .rows = count,
+        .extra = tensor_new(a, SHAPE(count, c->hidden_size)),
+        .text = tensor_new(a, SHAPE(count, length, x)),
+        .image = tensor_new(a, SHAPE(count, c->n_query, x)),
+        .padding = tensor_new(a, SHAPE(count, c->n_query, x)),
     };
     size_t mark = arena_mark(a);
     for (int64_t i = 0; i < count; i++) {
+        bool positive = i == count - 1;
         tensor emb2 = widened(a, rows[i].emb2, SHAPE(c->text_len_t5, c->cross_attention_dim_t5));
         tensor padding = widened(a, d->clip_padding, SHAPE(c->n_query, x));
         copy_rows(out.extra, i, extra_embedding(a, d, emb2, height, width));
         text_tokens(a, d, tensor_view(tensor_part(out.text, i, 1), SHAPE(length, x)), &rows[i], emb2);
         tensor_copy(tensor_part(out.padding, i, 1), padding);
         tensor_copy(tensor_part(out.image, i, 1), padding);
-        if (i == count - 1 && tokens.ndim)
+        if (positive && tokens.ndim)
             resample(a, d, tensor_view(tensor_part(out.image, i, 1), SHAPE(c->n_query, x)), tokens);
         arena_reset(a, mark);
     }
     return out;
 }
 
-/* ---------------------------------------------------------------- DiT: positions */
+/* ---------------------------------------------------------------- DiT: positions
+ *
+ * A token's place in its frame turns its queries and keys (rotary), its frame is added to the stream (time table). */
 
-/* Angles of the rotary positions, [h/p * w/p][head / 2][cos, sin]: the first half of the pairs turns with x, the second
- * with y. The grid is seen as the centre crop of a picture of 512 pixels, so its longer side always spans 512/8/p.
- * get_resize_crop_region_for_grid and get_2d_rotary_pos_embed. */
+/* Angles of the rotary positions of a grid of gh x gw tokens: table [gh * gw][head / 2][cos, sin], the same for every
+ * frame.
+ *
+ * Formula:  the pair (a, b) of numbers 2k, 2k+1 of a head becomes (a cos - b sin, b cos + a sin) of the angle
+ *               position * 10000^(-2k / (head/2)),  0 <= k < head/4
+ *           for x in the first half of the head and, with k counted anew, for y in the second. The product of a query
+ *           and a key then depends on the distance between their places only.
+ * Method:   positions are those of a picture of 512 pixels, base = 512/8/p tokens (32 for p = 2). The longer side of
+ *           the grid spans base, the other its share of it, rounded and centred, and tokens divide their spans evenly:
+ *
+ *                         0              base         24 x 44 tokens (384 x 704 pixels), gh < gw: wide = 32, left = 0,
+ *                       0 +------------------+        high = rint(32/44 * 24) = 17, top = rint(15/2) = 8
+ *                     top |------------------|
+ *                         |   the tokens     |        token (i, j) is at y = 8 + i 17/24, x = j 32/44
+ *              top + high |------------------|
+ *                    base +------------------+
+ *
+ *           So positions do not grow with the picture: at every size the model sees those that it was trained with.
+ * Special:  rint is Python's round(), half to even. The public code calls the first half emb_h, but its meshgrid puts w
+ *           first, so that it turns with x.
+ * Source:   get_resize_crop_region_for_grid of the pipeline, get_2d_rotary_pos_embed of diffusers. */
 static double *rotary_table(arena *a, const dit_config *c, int64_t gh, int64_t gw)
 {
     int64_t head = c->attention_head_dim, pairs = head / 4;
     double *table = arena_alloc(a, (size_t)(gh * gw * head), sizeof(double));
-    double base = (double)(512 / 8 / c->patch_size);
-    double high = gh > gw ? base : rint(base / (double)gw * (double)gh), wide = gh > gw ? rint(base / (double)gh * (double)gw) : base;
+    double base = (double)(512 / 8 / c->patch_size), high = base, wide = base;
+    if (gh > gw)
+        wide = rint(base / (double)gh * (double)gw);
+    else
+        high = rint(base / (double)gw * (double)gh);
     double top = rint((base - high) / 2), left = rint((base - wide) / 2);
-    for (int64_t i = 0; i < gh * gw && table; i++)
+    for (int64_t i = 0; i < gh * gw && table; i++) {
+        double y = top + (double)(i / gw) * (high / (double)gh), x = left + (double)(i % gw) * (wide / (double)gw);
         for (int64_t k = 0; k < 2 * pairs; k++) {
-            bool vertical = k >= pairs;
-            double at = vertical ? top + (double)(i / gw) * (high / (double)gh) : left + (double)(i % gw) * (wide / (double)gw);
             double turn = exp_own(-log_own(10000) * 2 * (double)(k % pairs) / ((double)head / 2));
-            sincos_own(at * turn, &table[i * head + 2 * k + 1], &table[i * head + 2 * k]);
+            double *angle = table + i * head + 2 * k;
+            sincos_own((k < pairs ? x : y) * turn, &angle[1], &angle[0]);
         }
+    }
     return table;
 }
 
-/* Row f of the time table: sin and cos of f 10000^(-2i/D), interleaved. PositionalEncoding of motion_module.py. */
+/* Row f of the time table, out [size]: from the checkpoint where it has one, otherwise computed.
+ *
+ * Formula:  out[2i] = sin(f 10000^(-2i/D)), out[2i+1] = cos of the same
+ * Source:   PositionalEncoding of motion_module.py. */
 static void time_row(const block_weights *b, int64_t f, int64_t size, real *out)
 {
     if (b->t_embed.data) {
@@ -646,60 +822,84 @@ static void time_row(const block_weights *b, int64_t f, int64_t size, real *out)
     }
 }
 
-/* h [rows * F * area][D] += the time table's row of each token's frame. */
+/* h [rows * N][D] += the time table's row of each token's frame. */
 static void add_time(arena *a, tensor h, const block_weights *b, int64_t frames, int64_t rows)
 {
-    int64_t size = h.dim[1], area = h.dim[0] / frames / rows;
     size_t mark = arena_mark(a);
-    real *table = arena_alloc(a, (size_t)(frames * size), sizeof(real));
-    for (int64_t f = 0; f < frames && table; f++)
-        time_row(b, f, size, table + f * size);
-    for (int64_t n = 0; n < h.dim[0] && table; n++)
-        for (int64_t k = 0; k < size; k++)
-            h.data[n * size + k] += table[n / area % frames * size + k];
+    tensor table = tensor_new(a, SHAPE(frames, h.dim[1]));
+    for (int64_t f = 0; f < frames && table.data; f++)
+        time_row(b, f, h.dim[1], table.data + f * h.dim[1]);
+    add_rows(h, table, h.dim[0] / frames / rows);
     arena_reset(a, mark);
 }
 
 /* ---------------------------------------------------------------- DiT: a block */
 
-/* What the blocks of one call share. Tensors hold the rows that are run together. */
+/* A block's three attentions differ only in what is looked at. With H heads of head = D/H numbers,
+ *
+ *     q = to_q(n), k = to_k(seen), v = to_v(seen);  per head: q = norm_q(q), k = norm_k(k); their places turn q,
+ *     and k in attn1;  out = to_out(softmax(q k / sqrt(head)) v)
+ *
+ *     attn1       seen = n itself           N x N products a head
+ *     attn2       seen = text               N x (text_len + text_len_t5)
+ *     attn_clip   seen = image              N x Q
+ *
+ * Nothing is masked or causal: every frame sees every other, and the work of a clip grows with the square of its
+ * tokens.
+ *
+ * LayerNorms, y = (x - mean) / sqrt(variance + eps) * weight + bias, have these eps (a wrong one shows only in the last
+ * digits, in the gate in everything):
+ *
+ *     skip_norm, norm1, norm2, norm3, norm_clip, norm_clip_out    1e-6      norm_eps of HunyuanDiTBlock
+ *     norm_q, norm_k                                              1e-6      over a head, not over D
+ *     norm_out                                                    1e-6      no weight, no bias
+ *     gate_clip.norm                                              D         a slip, see gate
+ *     ln_q, ln_kv of the Resampler                                1e-5      nn.LayerNorm's own default
+ *     CLIP's                                                      layer_norm_eps of its config.json */
+
+/* What the parts of one call share. dit_forward fills it for all guidance rows, forward_rows narrows a copy of it. */
 typedef struct {
     const run *r;
     const dit *d;
     arena *a;
-    int64_t rows, frames, call;
-    tensor silu_temb;           /* [rows][D] */
-    tensor text, image;         /* [rows * tokens][X] */
+    int64_t call;               /* its index, for dump names */
+    int64_t rows;               /* guidance rows that are run together: 1 or B */
+    int64_t frames, area;       /* F, and tokens of a frame: N = frames * area */
+    tensor patch;               /* [N][D], the same for every row */
+    tensor silu_temb;           /* [B][D], then [rows][D] */
+    tensor text, image;         /* [B][tokens][X], then [rows * tokens][X] */
     const double *rotary;       /* [area][head / 2][cos, sin] */
-    int64_t area;               /* tokens of a frame */
-    bool enhance; double enhance_weight;
+    bool enhance;               /* Enhance-A-Video is on in this call */
+    double enhance_weight;
 } call_state;
 
+/* x [rows * N][D] as step.CALL.block.BLOCK + part, [rows][N][D]. */
 static void dump_stage(const call_state *c, tensor x, int64_t block, const char *part)
 {
     tensor rows = tensor_view(x, SHAPE(c->rows, x.dim[0] / c->rows, x.dim[1]));
     dump(c->r, rows, AS_IS, "step.%03d.block.%02d%s", (int)c->call, (int)block, part);
 }
 
-/* y rows += vector of their guidance row: x [rows * n][D], v [rows][D]. */
-static void add_per_row(tensor x, tensor v)
+/* The next TOKENS rows of x [M][K], or what is left. Layers that widen the stream (to 2D in merge_skip and gate, to
+ * inner, about 4.4 D, in feed_forward) work token by token, so N tokens at once would only cost memory. */
+static tensor piece(tensor x, int64_t first)
 {
-    int64_t size = x.dim[1], n = x.dim[0] / v.dim[0];
-    for (int64_t i = 0; i < x.dim[0] && x.data; i++)
-        for (int64_t k = 0; k < size; k++)
-            x.data[i * size + k] += v.data[i / n * size + k];
+    int64_t rest = x.dim[0] - first;
+    return tensor_part(x, first, rest < TOKENS ? rest : TOKENS);
 }
 
-/* norm1: LayerNorm plus a shift from the timestep. AdaLayerNormShift. */
+/* n = norm1.norm(h) + norm1.linear(silu(temb)): a LayerNorm, shifted by the timestep; h, n [rows * N][D], silu_temb
+ * [rows][D]. AdaLayerNormShift of norm.py; unlike in other DiTs there is no scale and no gate. */
 static void shifted_norm(arena *a, tensor n, tensor h, const block_weights *b, tensor silu_temb)
 {
     size_t mark = arena_mark(a);
     layer_norm(a, n, h, b->norm1_norm, 1e-6);
-    add_per_row(n, linear(a, silu_temb, b->norm1_linear));
+    add_rows(n, linear(a, silu_temb, b->norm1_linear), n.dim[0] / silu_temb.dim[0]);
     arena_reset(a, mark);
 }
 
-/* The sum over i != j of softmax_j(q_i k_j / sqrt(head)) for the F frames of one place and head. q, k: first frame. */
+/* The sum over i != j of softmax_j(q_i k_j / sqrt(head)) for the F frames of one place and head. q, k: the first
+ * frame's, `step` numbers from one frame to the next. In double; exp has nothing to say below -700. */
 static double temporal_attention(const real *q, const real *k, int64_t frames, int64_t step, int64_t head)
 {
     double off = 0;
@@ -712,49 +912,64 @@ static double temporal_attention(const real *q, const real *k, int64_t frames, i
             score[j] /= sqrt((double)head);
             highest = score[j] > highest ? score[j] : highest;
         }
-        for (int64_t j = 0; j < frames; j++)
-            sum += score[j] = exp_own(score[j] - highest < -700 ? -700 : score[j] - highest);
+        for (int64_t j = 0; j < frames; j++) {
+            score[j] = exp_own(score[j] - highest < -700 ? -700 : score[j] - highest);
+            sum += score[j];
+        }
         for (int64_t j = 0; j < frames; j++)
             off += j == i ? 0 : score[j] / sum;
     }
     return off;
 }
 
-/* Enhance-A-Video: max(1, mean off-diagonal temporal attention * (F + weight)), over rows, heads and places. */
-static real enhance_score(const call_state *c, tensor q, tensor k)
+/* Enhance-A-Video: how much attn1's output is to be magnified. q, k [rows * N][D]: its queries and keys as they come.
+ *
+ * Formula:  max(1, m (F + weight)), m the mean over rows, places, heads and frames i != j of softmax_j(q_i k_j /
+ *           sqrt(head)), where j runs over the F frames of one place only
+ * Method:   q and k are normed as for attn1 but not turned, on copies, because attn1 wants them turned
+ *
+ *               place (y, x):    frame   0   1   2        softmax along a row; the diagonal is left out of the mean, as
+ *                                  0     .   a   b        a frame always attends to itself; without weight, frames that
+ *                                  1     c   .   d        attend to all alike (each 1/F) give just 1
+ *                                  2     e   f   .
+ *
+ * Special:  with one frame the mean is 0 / 0, which the command line refuses
+ * Source:   enhance_score of attention_processor.py, the plug-in EnhanceAVideoParameters of transformer3d.py. */
+static real enhance_score(const call_state *c, const attention_layer *l, tensor q, tensor k)
 {
     int64_t heads = c->d->config.num_attention_heads, head = c->d->config.attention_head_dim, width = heads * head;
-    int64_t step = c->area * width, places = c->rows * c->area;
+    size_t mark = arena_mark(c->a);
+    tensor plain_q = like(c->a, q), plain_k = like(c->a, k);
+    tensor_copy(plain_q, q);
+    tensor_copy(plain_k, k);
+    head_norm_rotary(c->a, plain_q, heads, l->norm_q, 1e-6, NULL, 1);
+    head_norm_rotary(c->a, plain_k, heads, l->norm_k, 1e-6, NULL, 1);
     double sum = 0;
-    for (int64_t i = 0; i < places * heads && q.data; i++) {
-        int64_t place = i / heads, at = (place / c->area * c->frames * c->area + place % c->area) * width + i % heads * head;
-        sum += temporal_attention(q.data + at, k.data + at, c->frames, step, head);
-    }
-    double mean = sum / (double)(c->frames * c->frames - c->frames) / (double)(places * heads);
+    for (int64_t row = 0; row < c->rows && q.data; row++)
+        for (int64_t i = 0; i < c->area * heads; i++) {
+            int64_t place = i / heads, at = (row * c->frames * c->area + place) * width + i % heads * head;
+            sum += temporal_attention(plain_q.data + at, plain_k.data + at, c->frames, c->area * width, head);
+        }
+    arena_reset(c->a, mark);
+    double mean = sum / (double)(c->frames * c->frames - c->frames) / (double)(c->rows * c->area * heads);
     double score = mean * ((double)c->frames + c->enhance_weight);
     return (real)(score < 1 ? 1 : score);
 }
 
-/* n = to_out(attention(n, source)); source [rows * tokens][...], which is n itself in attn1. Rotary positions turn the
- * queries, and the keys where they are the same tokens. */
-static void attend(const call_state *c, tensor n, tensor source, const attention_layer *l)
+/* n = to_out(attention of n [rows * N][D] to *source [rows * tokens][X]); source NULL, as encoder_hidden_states=None in
+ * the public code: the tokens look at themselves (attn1). Queries and keys are normed head by head, which keeps their
+ * products small (arXiv 2302.05442). Places turn the queries always, the keys only in attn1: text and picture tokens
+ * have no place. HunyuanAttnProcessor2_0 of diffusers, HunyuanAttnProcessor2_0_EnhanceAVideo in attn1. */
+static void attend(const call_state *c, tensor n, const tensor *source, const attention_layer *l)
 {
     arena *a = c->a;
-    bool self = source.data == n.data && source.dim[0] == n.dim[0] && source.dim[1] == n.dim[1];
+    tensor seen = source ? *source : n;
     int64_t heads = c->d->config.num_attention_heads;
-    real score = 1;
     size_t mark = arena_mark(a);
-    tensor q = linear(a, n, l->to_q), k = linear(a, source, l->to_k), v = linear(a, source, l->to_v);
-    if (self && c->enhance) {
-        tensor plain_q = like(a, q), plain_k = like(a, k);
-        tensor_copy(plain_q, q);
-        tensor_copy(plain_k, k);
-        head_norm_rotary(a, plain_q, heads, l->norm_q, 1e-6, NULL, 1);
-        head_norm_rotary(a, plain_k, heads, l->norm_k, 1e-6, NULL, 1);
-        score = enhance_score(c, plain_q, plain_k);
-    }
+    tensor q = linear(a, n, l->to_q), k = linear(a, seen, l->to_k), v = linear(a, seen, l->to_v);
+    real score = !source && c->enhance ? enhance_score(c, l, q, k) : 1;
     head_norm_rotary(a, q, heads, l->norm_q, 1e-6, c->rotary, c->area);
-    head_norm_rotary(a, k, heads, l->norm_k, 1e-6, self ? c->rotary : NULL, c->area);
+    head_norm_rotary(a, k, heads, l->norm_k, 1e-6, source ? NULL : c->rotary, c->area);
     attention(a, q, q, k, v, c->rows, heads);
     linear_to(a, n, q, l->to_out);
     for (int64_t i = 0; score > 1 && i < tensor_count(n); i++)
@@ -762,52 +977,59 @@ static void attend(const call_state *c, tensor n, tensor source, const attention
     arena_reset(a, mark);
 }
 
-/* h = skip_linear(skip_norm([h, skip])). */
+/* h = skip_linear(skip_norm([h, skip])), all [rows * N][D] but for the pair, [TOKENS][2D]. */
 static void merge_skip(arena *a, tensor h, tensor skip, const block_weights *b)
 {
-    int64_t size = h.dim[1];
     size_t mark = arena_mark(a);
     for (int64_t first = 0; first < h.dim[0]; first += TOKENS) {
-        int64_t n = h.dim[0] - first < TOKENS ? h.dim[0] - first : TOKENS;
-        tensor part = tensor_part(h, first, n), old = tensor_part(skip, first, n), both = tensor_new(a, SHAPE(n, 2 * size));
-        for (int64_t i = 0; i < n && h.data; i++) {
-            memcpy(both.data + i * 2 * size, part.data + i * size, (size_t)size * sizeof(real));
-            memcpy(both.data + i * 2 * size + size, old.data + i * size, (size_t)size * sizeof(real));
-        }
+        tensor both = side_by_side(a, piece(h, first), piece(skip, first));
         layer_norm(a, both, both, b->skip_norm, 1e-6);
-        linear_to(a, part, both, b->skip_linear);
+        linear_to(a, piece(h, first), both, b->skip_linear);
         arena_reset(a, mark);
     }
 }
 
-/* n = norm_clip_out(a * gelu(b)), [a, b] = proj(norm(n)). The gate's LayerNorm has the width for its eps: the public code
- * passes dim_in where eps is expected (GEGLU in attention.py), and the weights were trained with it. */
+/* n = norm_clip_out(a * gelu(b)), [a, b] = proj(norm(n)); n [rows * N][D], [a, b] [TOKENS][2D].
+ *
+ * A trap: the gate's LayerNorm has the width for its eps, 2816 in the published model. GEGLU in attention.py calls
+ * FP32LayerNorm(dim_in, dim_in, ...), whose second argument is eps. That norm divides by sqrt(variance + 2816), so with
+ * variances about 1 it hardly normalises but shrinks everything fifty-fold. The weights were trained so, and must be
+ * run so; norm_clip_out brings the result back to size. */
 static void gate(arena *a, tensor n, const block_weights *b)
 {
     size_t mark = arena_mark(a);
     layer_norm(a, n, n, b->gate_norm, (double)n.dim[1]);
     for (int64_t first = 0; first < n.dim[0]; first += TOKENS) {
-        tensor part = tensor_part(n, first, n.dim[0] - first < TOKENS ? n.dim[0] - first : TOKENS);
+        tensor part = piece(n, first);
         gate_gelu(part, linear(a, part, b->gate_proj));
         arena_reset(a, mark);
     }
     layer_norm(a, n, n, b->norm_clip_out, 1e-6);
 }
 
-/* n = net.2(gelu(net.0.proj(n))). */
+/* n = net.2(gelu(net.0.proj(n))), n [rows * N][D], inside [TOKENS][inner]. FeedForward of diffusers with
+ * gelu-approximate: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). */
 static void feed_forward(arena *a, tensor n, const block_weights *b)
 {
     size_t mark = arena_mark(a);
     for (int64_t first = 0; first < n.dim[0]; first += TOKENS) {
-        tensor part = tensor_part(n, first, n.dim[0] - first < TOKENS ? n.dim[0] - first : TOKENS);
-        tensor inner = linear(a, part, b->ff_proj);
+        tensor part = piece(n, first), inner = linear(a, part, b->ff_proj);
         activate(inner, GELU_TANH);
         linear_to(a, part, inner, b->ff_out);
         arena_reset(a, mark);
     }
 }
 
-/* HunyuanDiTBlock.forward: h [rows * N][D], in place. One line a sublayer. */
+/* Dumps of one call, [B][N][D] where nothing else is said; a block's are in the order of its lines:
+ *
+ *     step.CALL.temb [B][D]   .text [B][tokens][X]   .image [B][Q][X]   .patch
+ *     step.CALL.block.BLOCK   .skip .time .norm1 .attn1 .attn2 .clip .ff, and without a part the block's output
+ *     step.CALL.norm_out      step.CALL.out [B][2Z][F][h][w] */
+
+/* HunyuanDiTBlock.forward: the stream h [rows * N][D], in place; skip the same size where the block has one. n holds a
+ * sublayer's normed input, then its output. The time table is added to the stream itself and stays in it, so that every
+ * block adds its frames' rows once more; the timestep's shift is only ever seen by attn1. All LayerNorms have weight,
+ * bias and eps 1e-6, but for the gate's. */
 static void block(const call_state *c, tensor h, int64_t i, tensor skip)
 {
     arena *a = c->a;
@@ -825,17 +1047,17 @@ static void block(const call_state *c, tensor h, int64_t i, tensor skip)
 
     shifted_norm(a, n, h, b, c->silu_temb);
     dump_stage(c, n, i, ".norm1");
-    attend(c, n, n, &b->attn1);
+    attend(c, n, NULL, &b->attn1);
     dump_stage(c, n, i, ".attn1");
     add(h, n);
 
     layer_norm(a, n, h, b->norm2, 1e-6);
-    attend(c, n, c->text, &b->attn2);
+    attend(c, n, &c->text, &b->attn2);
     dump_stage(c, n, i, ".attn2");
     add(h, n);
 
     layer_norm(a, n, h, b->norm_clip, 1e-6);
-    attend(c, n, c->image, &b->attn_clip);
+    attend(c, n, &c->image, &b->attn_clip);
     gate(a, n, b);
     dump_stage(c, n, i, ".clip");
     add(h, n);
@@ -851,7 +1073,7 @@ static void block(const call_state *c, tensor h, int64_t i, tensor skip)
 
 /* ---------------------------------------------------------------- DiT: a call */
 
-/* timestep_embedder(sinusoids(t)) + extra -> [B][D]. */
+/* temb = timestep_embedder(sinusoids(t)) + extra -> [B][D]: what is known about the whole clip, in one vector. */
 static tensor time_embedding(arena *a, const dit *d, const dit_condition *c, double t)
 {
     tensor temb = tensor_new(a, SHAPE(c->rows, d->config.hidden_size));
@@ -861,57 +1083,74 @@ static tensor time_embedding(arena *a, const dit *d, const dit_condition *c, dou
         sinusoids(t, v.data);
     tensor e = two_layers(a, v, d->timestep_1, d->timestep_2);
     tensor_copy(temb, c->extra);
-    for (int64_t i = 0; i < c->rows; i++)
-        add(tensor_part(temb, i, 1), e);
+    add_rows(temb, e, c->rows);
     arena_reset(a, mark);
     return temb;
 }
 
-/* pos_embed: [latents, inpaint] of every frame in patches of p x p -> [N][D], tokens in the order frame, y, x. */
+/* pos_embed: [latents, inpaint], [F][h][w][3Z], in patches of p x p -> [N][D], tokens in the order frame, y, x.
+ * PatchEmbed of diffusers with pos_embed_type None: a convolution whose stride is its kernel, frame by frame.
+ *
+ *     p = 2:   0 0 1 1     every 2 x 2 latents become one token of D numbers; F, h, w are then seen by nothing but the
+ *              0 0 1 1     positions, for the blocks know no neighbourhood
+ *              2 2 3 3
+ *              2 2 3 3 */
 static tensor patch_tokens(arena *a, const dit *d, tensor latents, tensor inpaint)
 {
-    int64_t frames = latents.dim[0], h = latents.dim[1], w = latents.dim[2], p = d->config.patch_size, size = d->config.hidden_size;
-    int64_t z = latents.dim[3], rest = inpaint.dim[3];
+    int64_t frames = latents.dim[0], h = latents.dim[1], w = latents.dim[2], z = latents.dim[3], rest = inpaint.dim[3];
+    int64_t p = d->config.patch_size, size = d->config.hidden_size, places = frames * h * w;
     tensor tokens = tensor_new(a, SHAPE(frames * (h / p) * (w / p), size));
     size_t mark = arena_mark(a);
-    tensor x = tensor_new(a, SHAPE(frames, h, w, z + rest));
-    for (int64_t i = 0; i < frames * h * w && x.data; i++) {
-        memcpy(x.data + i * (z + rest), latents.data + i * z, (size_t)z * sizeof(real));
-        memcpy(x.data + i * (z + rest) + z, inpaint.data + i * rest, (size_t)rest * sizeof(real));
-    }
-    conv(a, tensor_view(tokens, SHAPE(frames, h / p, w / p, size)), x,
+    tensor x = side_by_side(a, tensor_view(latents, SHAPE(places, z)), tensor_view(inpaint, SHAPE(places, rest)));
+    conv(a, tensor_view(tokens, SHAPE(frames, h / p, w / p, size)), tensor_view(x, SHAPE(frames, h, w, z + rest)),
          (conv_spec){ .kernel = { 1, p, p }, .stride = { 1, p, p }, .up = 1 }, d->patch);
     arena_reset(a, mark);
     return tokens;
 }
 
-/* h = LayerNorm(h) * (1 + scale) + shift, (scale, shift) = linear(silu(temb)). AdaLayerNormContinuous. */
+/* h = LayerNorm(h) * (1 + scale) + shift, [scale, shift] = linear(silu(temb)); h [rows * N][D], scale and shift [D] a
+ * row. AdaLayerNormContinuous of diffusers: this norm has no weight and bias of its own. */
 static void norm_out(const call_state *c, tensor h)
 {
     size_t mark = arena_mark(c->a);
     int64_t size = h.dim[1], n = h.dim[0] / c->rows;
-    tensor v = linear(c->a, c->silu_temb, c->d->norm_out);
+    tensor v = linear(c->a, c->silu_temb, c->d->norm_out);      /* [rows][2D] */
     layer_norm(c->a, h, h, (layer){ 0 }, 1e-6);
-    for (int64_t i = 0; i < h.dim[0] && h.data; i++)
+    for (int64_t i = 0; i < h.dim[0] && h.data; i++) {
+        const real *scale = v.data + i / n * 2 * size, *shift = scale + size;
+        real *x = h.data + i * size;
         for (int64_t k = 0; k < size; k++)
-            h.data[i * size + k] = h.data[i * size + k] * (1 + v.data[i / n * 2 * size + k]) + v.data[(i / n * 2 + 1) * size + k];
+            x[k] = x[k] * (1 + scale[k]) + shift[k];
+    }
     arena_reset(c->a, mark);
 }
 
-/* proj_out and unpatchify: h [rows * N][D] -> out [rows][F][h][w][out_channels], a token's numbers in the order py, px, c. */
+/* proj_out and unpatchify: h [rows * N][D] -> out [rows][F][h][w][2Z]. A token's numbers are in the order py, px,
+ * channel, so a row of its patch is one run of memory: the einsum "nfhwpqc->ncfhpwq" at the end of the public
+ * forward. */
 static void project_out(const call_state *c, tensor out, tensor h)
 {
     size_t mark = arena_mark(c->a);
-    int64_t p = c->d->config.patch_size, channels = c->d->config.out_channels, gw = out.dim[3] / p, gh = out.dim[2] / p;
-    tensor y = linear(c->a, h, c->d->proj_out);
-    for (int64_t i = 0; i < h.dim[0] && h.data; i++)
+    int64_t p = c->d->config.patch_size, line = p * c->d->config.out_channels;
+    int64_t gh = out.dim[2] / p, gw = out.dim[3] / p;
+    tensor y = linear(c->a, h, c->d->proj_out);                 /* [rows * N][p][line] */
+    for (int64_t i = 0; i < h.dim[0] && h.data; i++) {
+        int64_t frame = i / gw / gh, row = i / gw % gh, column = i % gw;
         for (int64_t py = 0; py < p; py++)
-            memcpy(out.data + ((i / gw / gh * out.dim[2] + i / gw % gh * p + py) * out.dim[3] + i % gw * p) * channels,
-                   y.data + (i * p + py) * p * channels, (size_t)(p * channels) * sizeof(real));
+            memcpy(out.data + (((frame * gh + row) * p + py) * gw + column) * line, y.data + (i * p + py) * line,
+                   (size_t)line * sizeof(real));
+    }
     arena_reset(c->a, mark);
 }
 
-/* All blocks on h [rows * N][D]. The outputs of blocks 0 .. L/2-2 are kept and come back, last in first out, at L/2+1 .. L-1. */
+/* All blocks on h [rows * N][D]. Long skips as in U-ViT: the first half's outputs return in the second, last in first
+ * out.
+ *
+ *     L = 8     block   0   1   2   3   4   5   6   7
+ *               keeps   a   b   c
+ *               merges                      c   b   a
+ *
+ * done, total: blocks of all rows, for the progress. */
 static void run_blocks(const call_state *c, tensor h, int64_t done, int64_t total)
 {
     int64_t layers = c->d->config.num_layers, kept = layers / 2 - 1;
@@ -929,22 +1168,44 @@ static void run_blocks(const call_state *c, tensor h, int64_t done, int64_t tota
     arena_reset(c->a, mark);
 }
 
-/* ---------------------------------------------------------------- TeaCache */
+/* ---------------------------------------------------------------- TeaCache
+ *
+ * Neighbouring steps often change the stream by nearly the same amount. So a call may take the change of an earlier one
+ * instead of running the blocks:
+ *
+ *     residual = norm_out(blocks(patch tokens)) - patch tokens     at a call that computes
+ *     norm_out ~ patch tokens + residual                           at a call that does not
+ *
+ * It is decided by what block 0 would see, x = norm1(patch tokens + time table) + shift(t), which costs nearly nothing,
+ * against `last`, the x of the last call that stored, and a polynomial that was fitted to how the output follows it:
+ *
+ *     d = mean |x - last| / mean |last|, over all rows;   sum += P(d);   sum < threshold: use the residual
+ *     P(d) = -7511.8562 d^4 + 2329.31511 d^3 - 225.610663 d^2 + 9.39902237 d - 0.0743067848
+ *
+ * P is positive only for 0.0101 < d < 0.180, so the sum may also fall. Calls i of n steps, START and END at least 1:
+ *
+ *     0 ..             START - 2      compute, touch nothing
+ *     START - 1                       computes, stores x and residual, sum = 0
+ *     START ..         n - END - 1    decided by the sum; a call that computes stores anew, sum = 0
+ *     n - END ..       n - 1          compute, touch nothing
+ *
+ * (public: skip_start_steps, skip_end_steps, rel_l1_threshold, should_calculate, accumulated_rel_l1_distance.)
+ *
+ * After n calls the count begins anew, which only a scheduler with more calls than steps notices. All rows of a call do
+ * the same. HunyuanTransformer3DModel.TeaCacheParameters. */
 
-/* Block 0's shifted norm of the patch tokens, as the first block would see it, for all rows: [B * N][D]. */
+/* x: block 0's shifted norm of the patch tokens [N][D], as the block itself makes it, for all rows: [B * N][D]. */
 static tensor modulated_input(arena *a, const dit *d, tensor patch, tensor silu_temb, int64_t frames)
 {
-    int64_t rows = silu_temb.dim[0], n = patch.dim[0];
-    tensor x = tensor_new(a, SHAPE(rows * n, patch.dim[1]));
-    for (int64_t i = 0; i < rows; i++)
-        copy_rows(x, i * n, patch);
+    int64_t rows = silu_temb.dim[0];
+    tensor x = repeated(a, patch, rows);
     if (frames > 1)
         add_time(a, x, &d->blocks[0], frames, rows);
     shifted_norm(a, x, x, &d->blocks[0], silu_temb);
     return x;
 }
 
-/* The fitted polynomial of mean |now - last| / mean |last|. */
+/* P(d) by Horner's rule. Both means are over the same count, so sums will do. */
 static double tea_change(tensor now, tensor last)
 {
     static const double c[] = { -7.51185620e+03, 2.32931511e+03, -2.25610663e+02, 9.39902237e+00, -7.43067848e-02 };
@@ -958,7 +1219,8 @@ static double tea_change(tensor now, tensor last)
     return y;
 }
 
-/* Decides whether this call computes; returns whether its input and residual are to be stored. TeaCacheParameters.update. */
+/* Decides whether this call computes (t->computed), and counts it; returns whether its residual is to be stored. While
+ * planning there are no numbers to decide by, and the larger work is foreseen. TeaCacheParameters.update. */
 static bool tea_update(arena *a, tea_cache *t, const dit *d, tensor patch, tensor silu_temb, int64_t frames)
 {
     int64_t call = t->count;
@@ -973,7 +1235,7 @@ static bool tea_update(arena *a, tea_cache *t, const dit *d, tensor patch, tenso
     if (between) {
         t->delta = tea_change(now, t->last);
         t->sum += t->delta;
-        t->computed = patch.data == NULL || !(t->sum < t->threshold);   /* the plan foresees the larger work */
+        t->computed = patch.data == NULL || !(t->sum < t->threshold);
     }
     if (t->computed) {
         t->sum = 0;
@@ -985,7 +1247,8 @@ static bool tea_update(arena *a, tea_cache *t, const dit *d, tensor patch, tenso
     return t->computed;
 }
 
-/* residual = h - patch (store), or h = patch + residual; for the rows of one group. */
+/* For the rows of one group, h and residual [rows * N][D], patch [N][D]: residual = h - patch (store), or h = patch +
+ * residual. */
 static void tea_residual(tensor h, tensor patch, tensor residual, bool store)
 {
     int64_t n = tensor_count(patch);
@@ -997,7 +1260,8 @@ static void tea_residual(tensor h, tensor patch, tensor residual, bool store)
     }
 }
 
-/* Is Enhance-A-Video on in this call? Counts it. */
+/* Is Enhance-A-Video on in this call? START <= i < n - END, where i counts on without end.
+ * EnhanceAVideoParameters.update. */
 static bool enhance_update(enhance *e)
 {
     if (!e->enabled)
@@ -1008,59 +1272,68 @@ static bool enhance_update(enhance *e)
 
 /* ---------------------------------------------------------------- DiT: forward */
 
-/* The stream of rows [first, first + rows): patch tokens through the blocks and norm_out, or the cached result. */
-static void forward_rows(call_state *c, const dit_condition *k, tensor out, tensor patch, tensor silu_temb, tensor seen,
-                         int64_t first, tea_cache *tea, bool store)
+/* [rows][tokens][X] -> [rows * tokens][X]. */
+static tensor flattened(tensor x) { return tensor_view(x, SHAPE(x.dim[0] * x.dim[1], x.dim[2])); }
+
+/* Guidance rows [first, first + c.rows): patch tokens through the blocks and norm_out, or the cached result; proj_out
+ * into these rows of out [B][F][h][w][2Z]. c comes with all rows and is narrowed here. tea NULL: off. */
+static void forward_rows(call_state c, tensor out, int64_t first, tea_cache *tea, bool store)
 {
-    arena *a = c->a;
-    int64_t rows = c->rows, n = patch.dim[0], x = c->d->config.cross_attention_dim, layers = c->d->config.num_layers;
+    arena *a = c.a;
+    int64_t n = c.patch.dim[0], layers = c.d->config.num_layers, total = c.silu_temb.dim[0] * layers;
     size_t mark = arena_mark(a);
-    c->silu_temb = tensor_part(silu_temb, first, rows);
-    c->text = tensor_view(tensor_part(k->text, first, rows), SHAPE(rows * k->text.dim[1], x));
-    c->image = tensor_view(tensor_part(seen, first, rows), SHAPE(rows * seen.dim[1], x));
-    tensor h = tensor_new(a, SHAPE(rows * n, patch.dim[1])), all = tensor_view(h, SHAPE(rows, n, patch.dim[1]));
-    for (int64_t i = 0; i < rows; i++)
-        copy_rows(h, i * n, patch);
-    dump(c->r, all, AS_IS, "step.%03d.patch", (int)c->call);
-    tensor residual = tea ? tensor_part(tea->residual, first, rows) : (tensor){ 0 };
+    c.silu_temb = tensor_part(c.silu_temb, first, c.rows);
+    c.text = flattened(tensor_part(c.text, first, c.rows));
+    c.image = flattened(tensor_part(c.image, first, c.rows));
+    tensor h = repeated(a, c.patch, c.rows), all = tensor_view(h, SHAPE(c.rows, n, h.dim[1]));
+    tensor residual = tea ? tensor_part(tea->residual, first, c.rows) : (tensor){ 0 };
+    dump(c.r, all, AS_IS, "step.%03d.patch", (int)c.call);
     if (tea && !tea->computed) {
-        tea_residual(h, patch, residual, false);
+        tea_residual(h, c.patch, residual, false);
     } else {
-        run_blocks(c, h, first * layers, k->rows * layers);
-        norm_out(c, h);
+        run_blocks(&c, h, first * layers, total);
+        norm_out(&c, h);
     }
     if (store)
-        tea_residual(h, patch, residual, true);
-    dump(c->r, all, AS_IS, "step.%03d.norm_out", (int)c->call);
-    project_out(c, tensor_part(out, first, rows), h);
+        tea_residual(h, c.patch, residual, true);
+    dump(c.r, all, AS_IS, "step.%03d.norm_out", (int)c.call);
+    project_out(&c, tensor_part(out, first, c.rows), h);
     arena_reset(a, mark);
 }
 
-/* One call of the model: latents [F][h][w][Z], inpaint [F][h][w][2 Z] at timestep t -> [B][F][h][w][out_channels].
- * see_image: the positive row sees the picture's tokens. call numbers the dumps. HunyuanTransformer3DModel.forward. */
-tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor latents, tensor inpaint, double t, bool see_image,
-                   int64_t call, tea_cache *tea, enhance *eav)
+/* A whole call in the arena: out, then what all rows share (temb, patch tokens [N][D], the rotary table), then for each
+ * group of rows the stream h, L/2 - 1 skips of its size, and a block's temporaries. The skips are most of the memory,
+ * which is why rows are run one after the other where nothing wants them together. */
+
+/* One call of the model: latents [F][h][w][Z], inpaint [F][h][w][2 Z] at timestep t -> [B][F][h][w][out_channels], of
+ * which the first half of the channels is the prediction. see_image: the positive row sees the picture's tokens (which
+ * it does only in the last 40 % of the calls; before, all rows see padding). call numbers the dumps. The learned
+ * variance, the other half, is not used by any of the schedulers. HunyuanTransformer3DModel.forward. */
+tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor latents, tensor inpaint, double t,
+                   bool see_image, int64_t call, tea_cache *tea, enhance *eav)
 {
     arena *a = r->arena;
     int64_t frames = latents.dim[0], h = latents.dim[1], w = latents.dim[2], p = d->config.patch_size;
-    tensor out = tensor_new(a, SHAPE(k->rows, frames, h, w, d->config.out_channels)), seen = see_image ? k->image : k->padding;
+    tensor out = tensor_new(a, SHAPE(k->rows, frames, h, w, d->config.out_channels));
     size_t mark = arena_mark(a);
-    call_state c = { .r = r, .d = d, .a = a, .frames = frames, .call = call, .area = (h / p) * (w / p) };
-    tensor temb = time_embedding(a, d, k, t), silu_temb = like(a, temb);
+    call_state c = {
+        .r = r, .d = d, .a = a, .call = call, .rows = r->keep_rows || (eav && eav->enabled) ? k->rows : 1,
+        .frames = frames, .area = (h / p) * (w / p), .text = k->text, .image = see_image ? k->image : k->padding,
+    };
+    tensor temb = time_embedding(a, d, k, t);                   /* [B][D] */
     dump(r, temb, AS_IS, "step.%03d.temb", (int)call);
-    dump(r, k->text, AS_IS, "step.%03d.text", (int)call);
-    dump(r, seen, AS_IS, "step.%03d.image", (int)call);
-    tensor_copy(silu_temb, temb);
-    activate(silu_temb, SILU);
-    tensor patch = patch_tokens(a, d, latents, inpaint);
+    dump(r, c.text, AS_IS, "step.%03d.text", (int)call);
+    dump(r, c.image, AS_IS, "step.%03d.image", (int)call);
+    activate(temb, SILU);                                       /* norm1 and norm_out begin with it */
+    c.silu_temb = temb;
+    c.patch = patch_tokens(a, d, latents, inpaint);
     c.rotary = rotary_table(a, &d->config, h / p, w / p);
     c.enhance = eav && enhance_update(eav);
     c.enhance_weight = eav ? eav->weight : 0;
     tea_cache *cache = tea && tea->threshold != 0 ? tea : NULL;
-    bool store = cache && tea_update(a, cache, d, patch, silu_temb, frames);
-    c.rows = r->keep_rows || (eav && eav->enabled) ? k->rows : 1;
+    bool store = cache && tea_update(a, cache, d, c.patch, c.silu_temb, frames);
     for (int64_t first = 0; first < k->rows; first += c.rows)
-        forward_rows(&c, k, out, patch, silu_temb, seen, first, cache, store);
+        forward_rows(c, out, first, cache, store);
     dump(r, out, ROWS_CHANNELS_FIRST, "step.%03d.out", (int)call);
     arena_reset(a, mark);
     return out;
@@ -1070,12 +1343,13 @@ tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor la
 
 typedef struct { run r; dit d; block_weights b; call_state c; tensor h, skip; } block_bench;
 
+/* One of the second half's blocks of the published size, with random weights, on n random tokens of one frame. */
 void *bench_block_new(arena *a, int64_t n)
 {
     block_bench *s = allocate(1, sizeof *s);
     dit_config *c = &s->d.config;
-    *c = (dit_config){ .num_attention_heads = 32, .attention_head_dim = 88, .hidden_size = 2816, .num_layers = 2, .inner = 12288,
-                       .cross_attention_dim = 1024, .patch_size = 2 };
+    *c = (dit_config){ .num_attention_heads = 32, .attention_head_dim = 88, .hidden_size = 2816, .num_layers = 2,
+                       .inner = 12288, .cross_attention_dim = 1024, .patch_size = 2 };
     bind_block(weights_random(F32), c, &s->b, 2);
     s->d.blocks = &s->b;
     s->r = (run){ .arena = a };

@@ -6,6 +6,17 @@
  *     [h][w][3] bytes --y4m_planes--> .y4m, "-"; or P6 files, one a frame
  *     tensors --dump--> DIR/NAME.safetensors --compare--> exit code
  *
+ * The sections, each beginning with its format:
+ *     errors, memory, words       die, allocate, text_of; nearest_word
+ *     files                       whole inputs; outputs that appear whole or not at all
+ *     JSON                        json_check, json_next, json_member, values
+ *     configuration files         config_open, one getter a type
+ *     safetensors                 safetensors_parse, open, find, write
+ *     weights                     shards, bind, low-rank updates, what nothing asked for
+ *     pictures in, resize         ppm_parse, images_read; image_resize
+ *     frames out                  output_open, output_frame, output_close; y4m_planes
+ *     dumps, compare              dump; the comparison of two sets of tensors
+ *
  * Invariants:
  *   - Parsers (json_check, safetensors_parse, ppm_parse) are pure: bytes and a length in, a struct or a reason out.
  *     They read nothing past the length, do not recurse, and allocate at most a small multiple of the length.
@@ -34,7 +45,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* ---------------------------------------------------------------- errors, memory, words */
+/* ---------------------------------------------------------------- errors, memory, words
+ *
+ * A message is one line, in one form, whoever writes it:
+ *
+ *     ruyi: FILE: PLACE IN IT: got THIS, expected THAT; DO THIS
+ *
+ * Exit codes (ruyi.h): 0 done, 1 compare found a difference, 2 the input is at fault, 3 the system is. A script can
+ * tell from the code alone whether another try can help. */
 
 /* A file on its way out. */
 typedef struct writer {
@@ -46,14 +64,16 @@ typedef struct writer {
 
 static writer *volatile unfinished;     /* every temporary that exists; volatile: signal handlers walk the list */
 
-/* unlink is async-signal-safe and the list is whole between any two stores, so handlers may call this. */
+/* Takes away what is half written; targets are not touched. unlink is async-signal-safe and the list is whole between
+ * any two stores, so handlers may call this. Nothing is freed and nothing is reported: the process ends anyway. */
 void remove_temporaries(void)
 {
     for (const writer *f = unfinished; f; f = f->next) unlink(f->temporary);
 }
 
-/* Names out of foreign files may hold anything; control characters are replaced so that the message stays one line.
- * No allocation: memory may be what has run out. A message too long for the buffer shows that by "...". */
+/* Ends the process with that exit code and one line on standard error; does not return, and leaves no half-written
+ * file. Names out of foreign files may hold anything; control characters are replaced so that the message stays one
+ * line. No allocation: memory may be what has run out. A message too long for the buffer shows that by "...". */
 _Noreturn void die(int code, const char *format, ...)
 {
     char line[4096];
@@ -77,9 +97,17 @@ void *allocate(size_t count, size_t size)
     return block;
 }
 
+/* A block from allocate (or NULL) in a new size, count elements of size bytes; what is beyond the old one is not
+ * zeroed. SYSTEM_ERROR where memory has run out or the product does not fit. */
+static void *grow(void *block, size_t count, size_t size)
+{
+    void *grown = count <= SIZE_MAX / size ? realloc(block, count ? count * size : 1) : NULL;
+    if (!grown) die(SYSTEM_ERROR, "memory: got none, expected %zu x %zu bytes; free some", count, size);
+    return grown;
+}
+
 /* vprintf into a new string: once to measure, once to write. Nothing is cut, whatever a file's names look like. */
-static char *text_from(const char *format, va_list args) PRINTF(1, 0);
-static char *text_from(const char *format, va_list args)
+PRINTF(1, 0) static char *text_from(const char *format, va_list args)
 {
     va_list again;
     va_copy(again, args);
@@ -91,21 +119,24 @@ static char *text_from(const char *format, va_list args)
     return text;
 }
 
-/* Declares `text`: the format and the arguments after it as a new string. */
+/* Declares `text`: the format and the arguments after it as a new string. A macro, because va_start works only in the
+ * function that has the three dots. */
 #define FORMATTED(text, format)           \
     va_list args;                         \
     va_start(args, format);               \
     char *text = text_from(format, args); \
     va_end(args)
 
-/* printf into a new string of the size that it needs, to be freed by the caller. */
+/* printf into a new string of the size that it needs, to be freed by the caller. SYSTEM_ERROR where there is no
+ * memory. */
 char *text_of(const char *format, ...)
 {
     FORMATTED(text, format);
     return text;
 }
 
-/* "[2, 3]": shapes and positions in messages. 22 characters hold any int64_t and its comma. */
+/* "[2, 3]", a new string: shapes and positions in messages, and in headers, where JSON has the same form. The longest
+ * int64_t has 20 characters; with ", " it takes 22. */
 static char *list_text(int count, const int64_t *list)
 {
     char *text = allocate((size_t)count + 1, 22), *to = text;
@@ -115,11 +146,18 @@ static char *list_text(int count, const int64_t *list)
     return text;
 }
 
+/* fmin and fmax of whole numbers. */
 static int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* Edits that turn a into b: insertions, deletions, replacements, and exchanges of neighbours (optimal string
- * alignment). row: three rows of strlen(b) + 1 numbers, reused in turn. */
+/* Edits that turn a into b: insertions, deletions, replacements, and exchanges of neighbours. The optimal string
+ * alignment distance, by its table of prefixes; a cell is the least of
+ *
+ *     above + 1, left + 1         a character of a or b has no partner
+ *     above left (+ 1)            both have each other, equal or replaced
+ *     two above, two left, + 1    the last two are exchanged
+ *
+ * so three rows are all that must be kept. row: room for them, 3 (strlen(b) + 1) numbers, reused in turn. */
 static int64_t edit_distance(const char *a, const char *b, int64_t *row)
 {
     int64_t n = (int64_t)strlen(b), *before = row, *last = row + n + 1, *now = row + 2 * (n + 1);
@@ -137,7 +175,9 @@ static int64_t edit_distance(const char *a, const char *b, int64_t *row)
     return now[n];
 }
 
-/* The nearest word, of equals one that goes on where the given one ends, then the first; NULL where there are none. */
+/* The word of least edit distance, for "did you mean"; NULL where the list is empty. Of equals one that goes on where
+ * the given one ends, then the first, so that abbreviations find their word. The distance counts double so that the
+ * bonus for a beginning decides among equals only. */
 const char *nearest_word(const char *word, const char *const *words, int count)
 {
     const char *nearest = NULL;
@@ -151,9 +191,9 @@ const char *nearest_word(const char *word, const char *const *words, int count)
     return nearest;
 }
 
-/* A parser's answer: writes the reason and returns false. A reason that does not fit ends in "...". */
-static bool refuse(char reason[REASON], const char *format, ...) PRINTF(2, 3);
-static bool refuse(char reason[REASON], const char *format, ...)
+/* A parser's answer: writes the reason and returns false, so that "return refuse(...)" is one statement. The caller of
+ * the parser knows the file's name and completes the message. A reason that does not fit ends in "...". */
+PRINTF(2, 3) static bool refuse(char reason[REASON], const char *format, ...)
 {
     va_list args;
     va_start(args, format);
@@ -184,7 +224,8 @@ static bool multiply(uint64_t a, uint64_t b, uint64_t *product)
  * A process that dies between the first and the last step leaves nothing: die() and the signal handlers unlink what is
  * on the list. SIGKILL alone leaves a temporary name, which no later run trips over. */
 
-/* A file's name is the user's to mend; anything else that keeps a file from being read is the system's. */
+/* A file's name and rights are the user's to mend: BAD_INPUT. Anything else that keeps a file from being read (a broken
+ * disk, too many open files) is the system's: SYSTEM_ERROR. errno must still be the failed call's. */
 static _Noreturn void die_reading(const char *path)
 {
     bool name = errno == ENOENT || errno == ENOTDIR || errno == EISDIR || errno == EACCES || errno == ELOOP ||
@@ -202,7 +243,9 @@ static int input_open(const char *path, struct stat *about)
     return fd;
 }
 
-/* All bytes of a file, or of standard input for "-"; to be freed. */
+/* All bytes of a file, or of standard input for "-"; to be freed. The size is not asked for in advance: pipes have
+ * none, and a file may grow while it is read. Room doubles, so that every byte is copied less than twice on average; a
+ * read of more than 2 GB, which some systems refuse, is never asked for. */
 static unsigned char *read_all(const char *path, size_t *size)
 {
     struct stat about;
@@ -213,9 +256,8 @@ static unsigned char *read_all(const char *path, size_t *size)
     *size = 0;
     for (ssize_t got = 1; got != 0;) {
         if (*size == room) {
-            unsigned char *grown = room <= SIZE_MAX / 2 ? realloc(bytes, room *= 2) : NULL;
-            if (!grown) die(SYSTEM_ERROR, "memory: %s: got none, expected %zu bytes; free some", path, room);
-            bytes = grown;
+            bytes = grow(bytes, room, 2);
+            room *= 2;
         }
         got = read(fd, bytes + *size, (size_t)lesser((int64_t)(room - *size), 1 << 30));
         if (got < 0 && errno != EINTR) die_reading(standard ? "standard input" : path);
@@ -232,7 +274,8 @@ static _Noreturn void die_writing(const char *path)
         strcmp(path, "-") ? path : "standard output", strerror(errno));
 }
 
-/* Between the two no signal handler runs: the list of temporaries and the disk are of one mind whenever it does. */
+/* Between the two no signal handler runs: the list of temporaries and the disk are of one mind whenever it does. A
+ * signal that comes meanwhile is delivered at the release. Returns the mask to go back to. */
 static sigset_t hold_signals(void)
 {
     sigset_t all, before;
@@ -241,12 +284,7 @@ static sigset_t hold_signals(void)
     return before;
 }
 
-static void release_signals(sigset_t before)
-{
-    int kept = errno;
-    sigprocmask(SIG_SETMASK, &before, NULL);
-    errno = kept;
-}
+static void release_signals(sigset_t before) { sigprocmask(SIG_SETMASK, &before, NULL); }
 
 /* What stands at a target must be replaceable: a rename over a device would take it away. */
 static void target_check(const char *path)
@@ -256,8 +294,10 @@ static void target_check(const char *path)
         die(SYSTEM_ERROR, "%s: writing: got a folder or device, expected a file; choose another name", path);
 }
 
-/* Starts an output. Its temporary name tells processes apart by their id, and outputs of one process (or of a process
- * in another namespace, or a dead one's leavings) by a number. */
+/* Starts an output, or dies with SYSTEM_ERROR. Its temporary name tells processes apart by their id, and outputs of one
+ * process (or of a process in another namespace, or a dead one's leavings) by a number: O_EXCL takes no name that
+ * exists, not even a link. Rights are 0666 less the umask, as for any program's files. A process that dies of the
+ * failed open does so with signals held, which is no harm: its exit needs none. */
 static writer *writer_open(const char *path)
 {
     target_check(path);
@@ -270,16 +310,16 @@ static writer *writer_open(const char *path)
         f->temporary = text_of("%s.tmp.%ld.%d", path, (long)getpid(), number++);
         f->fd = open(f->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     } while (f->fd < 0 && (errno == EEXIST || errno == EINTR));
-    if (f->fd >= 0) {
-        f->next = unfinished;
-        unfinished = f;
-    }
-    release_signals(before);
     if (f->fd < 0) die_writing(path);
+    f->next = unfinished;
+    unfinished = f;
+    release_signals(before);
     return f;
 }
 
-/* path: for the message only. A pipe whose reader has gone dies here, too: EPIPE, since main ignores SIGPIPE. */
+/* All bytes into an open file, or SYSTEM_ERROR. A short write is no error: the rest follows in the next turn, and a
+ * full disk then says so. path: for the message only. A pipe whose reader has gone dies here, too: EPIPE, since main
+ * ignores SIGPIPE. */
 static void put(int fd, const char *path, const void *data, size_t size)
 {
     const unsigned char *at = data;
@@ -290,16 +330,17 @@ static void put(int fd, const char *path, const void *data, size_t size)
     }
 }
 
-/* sync: on the disk, so that no crash can leave the final name on an empty file. EINVAL: a file system without it. */
+/* Closes the file under its temporary name. sync: on the disk first, so that no crash can leave the final name on an
+ * empty file. EINVAL: a file system without it. close() may be the first to tell of a full disk (NFS), so it is
+ * asked. */
 static void writer_finish(writer *f, bool sync)
 {
-    if (sync && fsync(f->fd) != 0 && errno != EINVAL) die_writing(f->path);
-    if (close(f->fd) != 0) die_writing(f->path);
+    if ((sync && fsync(f->fd) != 0 && errno != EINVAL) || close(f->fd) != 0) die_writing(f->path);
     f->fd = -1;
 }
 
-/* The target appears, whole, in one step. Forgetting the temporary comes after it: a signal between the two unlinks a
- * name that is no longer there. */
+/* The target appears, whole, in one step: POSIX has rename replace an older file atomically. Forgetting the temporary
+ * comes after it: a signal between the two unlinks a name that is no longer there. Frees the writer. */
 static void writer_rename(writer *f)
 {
     if (rename(f->temporary, f->path) != 0) die_writing(f->path);
@@ -313,6 +354,18 @@ static void writer_rename(writer *f)
 
 /* ---------------------------------------------------------------- JSON
  *
+ * The grammar is RFC 8259's, all of it and nothing beyond it but one word on request:
+ *
+ *     text    space value space                       space   any of ' ' \t \n \r, or nothing
+ *     value   object | list | string | number | true | false | null  (| -Infinity, as Python writes it)
+ *     object  { space } | { member , member ... }     member  space string space : space value space
+ *     list    [ space ] | [ item , item ... ]         item    space value space
+ *     string  " UTF-8 from U+0020 on without " and \ , or escapes: \" \\ \/ \b \f \n \r \t \uXXXX "
+ *     number  [-] 0 | [1-9] digits  [ . digits ]  [ e or E [+-] digits ]
+ *
+ * Refused, though other readers take some of it: a byte-order mark, comments, a comma after the last member, NaN,
+ * Infinity, leading zeros and plus signs, half a surrogate pair, anything after the value.
+ *
  * Text is checked once, by a scanner that keeps one byte per open bracket; afterwards values are spans of that text and
  * navigation trusts it. No tree is built: a header of 100 MB costs its own size and nothing more. Objects are searched
  * from the front, which is quadratic for who asks for every member by name: such callers walk with json_next. */
@@ -320,13 +373,17 @@ static void writer_rename(writer *f)
 /* Depth and size that the formats allow. Sizes below 2^31 also make every span's length an int, as %.*s wants it. */
 enum { JSON_DEPTH = 128, JSON_BYTES = 100000000 };
 
-/* start: for positions in reasons; at: the next byte; end: one past the last. */
-typedef struct { const char *start, *at, *end; bool minus_infinity; char *reason; } scan;
+/* A place in foreign text; pictures are scanned by it, too. */
+typedef struct {
+    const char *start, *at, *end;       /* for positions in reasons; the next byte; one past the last */
+    bool minus_infinity;                /* -Infinity is a number */
+    char *reason;                       /* [REASON] */
+} scan;
 
 /* The next byte, 0 to 255, or -1 at the end, which therefore matches nothing and needs no test of its own. */
 static int peek(const scan *s) { return s->at < s->end ? (unsigned char)*s->at : -1; }
 
-/* Refuses at the current byte. */
+/* Refuses at the current byte, counted from 0. */
 static bool fault(const scan *s, const char *expected)
 {
     return refuse(s->reason, "byte %zu: expected %s", (size_t)(s->at - s->start), expected);
@@ -336,14 +393,31 @@ static bool fault(const scan *s, const char *expected)
 static bool is_space(int c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
 static bool is_digit(int c) { return c >= '0' && c <= '9'; }
 
+/* Steps over the next byte where it is one of a set, and says whether it was. A NUL is in no set: strchr would find the
+ * one that ends the string. */
+static bool scan_one(scan *s, const char *set)
+{
+    bool found = peek(s) > 0 && strchr(set, peek(s));
+    s->at += found;
+    return found;
+}
+
 /* Called where the grammar allows white space, never inside values. */
 static void skip_space(scan *s)
 {
     while (is_space(peek(s))) s->at++;
 }
 
-/* Length of the well-formed UTF-8 sequence at p (RFC 3629), or 0. The range of the second byte is what excludes
- * overlong forms, surrogates and everything above U+10FFFF. */
+/* Length of the well-formed UTF-8 sequence at p (RFC 3629), or 0; left: bytes from p on, at least 1. The table is
+ *
+ *     00-7F                               1 byte
+ *     C2-DF  80-BF                        2 bytes     (C0 and C1 could only be overlong)
+ *     E0     A0-BF  80-BF                 3 bytes     (below A0: overlong)
+ *     E1-EF  80-BF  80-BF                 3 bytes     (ED: second byte to 9F, beyond lie surrogates)
+ *     F0     90-BF  80-BF  80-BF          4 bytes     (below 90: overlong)
+ *     F1-F4  80-BF  80-BF  80-BF          4 bytes     (F4: second byte to 8F, beyond lies nothing: U+10FFFF)
+ *
+ * so the first byte tells the length and the range of the second, and the rest are plain continuations. */
 static size_t utf8_length(const unsigned char *p, size_t left)
 {
     unsigned first = p[0], least = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
@@ -356,7 +430,8 @@ static size_t utf8_length(const unsigned char *p, size_t left)
     return length;
 }
 
-/* Whole texts are checked before they are scanned, so that the scanner may look at bytes. */
+/* Whole texts are checked before they are scanned, so that the scanner may look at bytes: in valid UTF-8 the bytes
+ * below 0x80 are characters, never parts of others. */
 static bool utf8_check(const char *text, size_t size, char reason[REASON])
 {
     for (size_t at = 0, length; at < size; at += length) {
@@ -366,7 +441,7 @@ static bool utf8_check(const char *text, size_t size, char reason[REASON])
     return true;
 }
 
-/* Four hexadecimal digits; -1 where they are not. */
+/* The value of four hexadecimal digits; -1 where they are not. Bit 5 is what tells small letters from capitals. */
 static int32_t hex4(const char *p, const char *end)
 {
     int32_t code = 0;
@@ -379,18 +454,15 @@ static int32_t hex4(const char *p, const char *end)
     return code;
 }
 
-/* What follows a backslash. A surrogate stands only in a pair, high then low. */
+/* What follows a backslash. Code points from U+10000 on are written as a pair of surrogates, high (D800-DBFF) then low
+ * (DC00-DFFF); half a pair is no character and has no UTF-8, so it is refused here and json_string need not ask. */
 static bool scan_escape(scan *s)
 {
-    int c = peek(s);
-    if (c != 'u') {
-        if (c <= 0 || !strchr("\"\\/bfnrt", c)) return fault(s, "one of \" \\ / b f n r t u after a backslash");
-        s->at++;
-        return true;
-    }
-    int32_t code = hex4(s->at + 1, s->end), low = -1;
+    if (scan_one(s, "\"\\/bfnrt")) return true;
+    if (!scan_one(s, "u")) return fault(s, "one of \" \\ / b f n r t u after a backslash");
+    int32_t code = hex4(s->at, s->end), low = -1;
     if (code < 0) return fault(s, "four hexadecimal digits after \\u");
-    s->at += 5;
+    s->at += 4;
     if (code < 0xD800 || code > 0xDFFF) return true;    /* D800-DBFF high, DC00-DFFF low surrogates */
     if (s->end - s->at >= 6 && s->at[0] == '\\' && s->at[1] == 'u') low = hex4(s->at + 2, s->end);
     if (code > 0xDBFF || low < 0xDC00 || low > 0xDFFF) return fault(s, "surrogates in pairs");
@@ -402,16 +474,15 @@ static bool scan_escape(scan *s)
  * character here and is refused with them. */
 static bool scan_string(scan *s)
 {
-    if (peek(s) != '"') return fault(s, "a string");
-    for (s->at++; peek(s) != '"';) {
+    if (!scan_one(s, "\"")) return fault(s, "a string");
+    while (!scan_one(s, "\"")) {
         if (peek(s) < ' ') return fault(s, "a closing quote, and control characters escaped");
         if (*s->at++ == '\\' && !scan_escape(s)) return false;
     }
-    s->at++;
     return true;
 }
 
-/* One digit or more. */
+/* One digit or more; their value is read later, where it is known what the number is for. */
 static bool scan_digits(scan *s)
 {
     if (!is_digit(peek(s))) return fault(s, "a digit");
@@ -419,23 +490,20 @@ static bool scan_digits(scan *s)
     return true;
 }
 
-/* [-] 0 | 1-9... [. digits] [e [+-] digits] */
+/* [-] 0 | 1-9... [. digits] [e [+-] digits]. After a leading 0 comes no digit: "01" ends at the 0, and the 1 is refused
+ * by whoever expects a delimiter. */
 static bool scan_number(scan *s)
 {
-    if (peek(s) == '-') s->at++;
-    if (peek(s) == '0') s->at++;
-    else if (!scan_digits(s)) return false;
-    if (peek(s) == '.') {
-        s->at++;
-        if (!scan_digits(s)) return false;
-    }
-    if (peek(s) != 'e' && peek(s) != 'E') return true;
-    s->at++;
-    if (peek(s) == '+' || peek(s) == '-') s->at++;
+    scan_one(s, "-");
+    if (!scan_one(s, "0") && !scan_digits(s)) return false;
+    if (scan_one(s, ".") && !scan_digits(s)) return false;
+    if (!scan_one(s, "eE")) return true;
+    scan_one(s, "+-");
     return scan_digits(s);
 }
 
-/* A string, a word or a number. Letters after a word are left over, and refused by whoever expects a delimiter. */
+/* A string, a word or a number. Letters after a word are left over, and refused by whoever expects a delimiter. Words
+ * are tried before numbers: -Infinity begins like one. */
 static bool scan_scalar(scan *s)
 {
     static const char *const words[] = { "true", "false", "null", "-Infinity" };
@@ -450,19 +518,21 @@ static bool scan_scalar(scan *s)
     return peek(s) == '-' || is_digit(peek(s)) ? scan_number(s) : fault(s, "a value");
 }
 
-/* A member's name and its colon, with white space around both. */
+/* A member's name and its colon, with white space before both. What follows the colon is for scan_value. */
 static bool scan_key(scan *s)
 {
     skip_space(s);
     if (!scan_string(s)) return false;
     skip_space(s);
-    if (peek(s) != ':') return fault(s, "a colon");
-    s->at++;
-    return true;
+    return scan_one(s, ":") || fault(s, "a colon");
 }
 
 /* One value with all that it contains. Each turn reads a member's beginning (with its key in an object), then closes
- * what ends after it. The brackets to come are the whole memory of the nesting. */
+ * what ends after it. The brackets to come are the whole memory of the nesting:
+ *
+ *     [ 1, { "a": [] } ]      closing: ]   ]   ]}   ]}]   ]}   ]   nothing: done
+ *
+ * A loop instead of recursion, so that a hostile file cannot choose how much stack is used. */
 static bool scan_value(scan *s)
 {
     char closing[JSON_DEPTH];
@@ -491,56 +561,46 @@ static bool scan_value(scan *s)
     }
 }
 
-/* json_check without the look at UTF-8, which safetensors makes a rule of its own. */
-static bool json_scan(const char *text, size_t size, bool minus_infinity, json *root, char reason[REASON])
-{
-    scan s = { text, text, text + size, minus_infinity, reason };
-    skip_space(&s);
-    root->text = s.at;
-    if (!scan_value(&s)) return false;
-    root->end = s.at;
-    skip_space(&s);
-    return s.at == s.end || fault(&s, "nothing after the value");
-}
-
-/* Accepts exactly RFC 8259 in UTF-8 without a byte-order mark, at most 128 levels deep. minus_infinity: takes Python's
- * -Infinity for a number. root becomes the value's span; a reason gives the byte and what was expected there. */
+/* Accepts exactly RFC 8259 in UTF-8 without a byte-order mark, at most 128 levels deep and 100,000,000 bytes long.
+ * minus_infinity: takes Python's -Infinity for a number. true: root is the value's span, without the white space around
+ * it, and lives as long as the text. false: root is absent, and the reason gives the byte and what was expected there.
+ * Allocates nothing. */
 bool json_check(const char *text, size_t size, bool minus_infinity, json *root, char reason[REASON])
 {
-    *root = (json){0};
+    scan s = { text, text, text + size, minus_infinity, reason };
+    *root = (json){0};                  /* stays so for refused text, whose spans must not be walked */
     if (size > JSON_BYTES) return refuse(reason, "%zu bytes: expected at most %d", size, JSON_BYTES);
-    bool valid = utf8_check(text, size, reason) && json_scan(text, size, minus_infinity, root, reason);
-    if (!valid) *root = (json){0};      /* a span of refused text must not be walked */
-    return valid;
+    if (!utf8_check(text, size, reason)) return false;
+    skip_space(&s);
+    const char *begin = s.at;
+    if (!scan_value(&s)) return false;
+    const char *end = s.at;
+    skip_space(&s);
+    if (s.at < s.end) return fault(&s, "nothing after the value");
+    *root = (json){ begin, end };
+    return true;
 }
 
-/* The first byte tells the kind; all numbers (and -Infinity) are '0'. */
+/* One of { [ " 0 t f n, or 0 for an absent value. The first byte tells the kind; all numbers (and -Infinity) are
+ * '0'. */
 char json_kind(json value)
 {
     if (!value.text) return 0;
     return *value.text == '-' || is_digit(*value.text) ? '0' : *value.text;
 }
 
-/* The end of a value inside a container of checked text, where some delimiter always follows. */
-static const char *value_end(const char *p)
+/* The end of the value at p, by the same scanner: of checked text it refuses nothing and needs no place for a
+ * reason. */
+static const char *value_end(const char *p, const char *end)
 {
-    int depth = 0;
-    do {
-        if (*p == '"') {
-            for (p++; *p != '"'; p++) p += *p == '\\';     /* an escaped quote ends nothing */
-            p++;
-        } else if (*p == '{' || *p == '[' || *p == '}' || *p == ']') {
-            depth += *p == '{' || *p == '[' ? 1 : -1;
-            p++;
-        } else {
-            do p++;
-            while (depth == 0 && !is_space(*p) && *p != ',' && *p != ']' && *p != '}');
-        }
-    } while (depth > 0);
-    return p;
+    scan s = { p, p, end, true, NULL };
+    scan_value(&s);
+    return s.at;
 }
 
-/* The next member; false after the last one, and for anything but containers. name is absent in lists, may be NULL. */
+/* Steps through an object or list: the next member's name and value, in the text's order. false after the last one, and
+ * for anything but containers. *cursor starts as {0} and remembers where the value before ended. name is the string
+ * with its quotes, absent in lists; who does not want it gives NULL. Names may repeat: RFC 8259 leaves that open. */
 bool json_next(json container, json *cursor, json *name, json *value)
 {
     if (json_kind(container) != '{' && json_kind(container) != '[') return false;
@@ -549,16 +609,17 @@ bool json_next(json container, json *cursor, json *name, json *value)
     if (p == container.end - 1) return false;       /* the closing bracket */
     json key = {0};
     if (*container.text == '{') {
-        key = (json){ p, value_end(p) };
+        key = (json){ p, value_end(p, container.end) };
         for (p = key.end; is_space(*p) || *p == ':';) p++;
     }
-    *value = (json){ p, value_end(p) };
+    *value = (json){ p, value_end(p, container.end) };
     if (name) *name = key;
     *cursor = (json){ value->end, container.end };
     return true;
 }
 
-/* Appends a code point, 1 to 4 bytes; 0 as two (see json_string). Returns the place after it. */
+/* Appends a code point, 1 to 4 bytes; 0 as two (see json_string). Returns the place after it. The first byte's high
+ * bits count the bytes, the others carry six bits each under the mark 10. */
 static char *utf8_put(char *to, uint32_t code)
 {
     static const uint32_t lead[] = { 0, 0xC0, 0xE0, 0xF0 };
@@ -568,8 +629,10 @@ static char *utf8_put(char *to, uint32_t code)
     return to;
 }
 
-/* value must be a string. \u0000 becomes the bytes C0 80, which no checked text contains: the C string stays whole, and
- * names that differ stay different. Decoding never lengthens. */
+/* A string's value in UTF-8, escapes decoded, as a new C string; value must be a string of checked text. \u0000 becomes
+ * the bytes C0 80, which no checked text contains: the C string stays whole, and names that differ stay different.
+ * Decoding never lengthens: six characters \uXXXX give at most three bytes, a pair of them four. So the span's own
+ * length, with the room of its two quotes, is enough. */
 char *json_string(json value)
 {
     static const char escape[] = "\"\\/bfnrt", meaning[] = "\"\\/\b\f\n\r\t";
@@ -593,7 +656,8 @@ char *json_string(json value)
     return text;
 }
 
-/* Whether a value is that string. Only texts with escapes, which are rare, need a decoded copy. */
+/* Whether a value is that string; absent and other values are not. Only texts with escapes, which are rare, need a
+ * decoded copy. */
 static bool json_is(json value, const char *word)
 {
     if (json_kind(value) != '"') return false;
@@ -605,7 +669,8 @@ static bool json_is(json value, const char *word)
     return same;
 }
 
-/* Absent for anything but objects, so that lookups can be chained. */
+/* The value of the last member of that name, which is the one that Python's json keeps; absent where there is none, and
+ * for anything but objects, so that lookups can be chained. Names are compared after decoding: "\u0061" is "a". */
 json json_member(json object, const char *name)
 {
     json cursor = {0}, key, value, found = {0};
@@ -614,7 +679,8 @@ json json_member(json object, const char *name)
     return found;
 }
 
-/* value must be a number; it is rounded once, as strtod does (the program stays in the "C" locale). */
+/* value must be a number; it is rounded once, as strtod does (the program stays in the "C" locale, so the point is a
+ * point). What is too large becomes infinite, and so does -Infinity: callers that want it finite must ask. */
 double json_number(json value)
 {
     char *text = text_of("%.*s", (int)(value.end - value.text), value.text);
@@ -623,7 +689,8 @@ double json_number(json value)
     return number;
 }
 
-/* Plain decimal digits that fit; the grammar has already refused leading zeros. */
+/* Plain decimal digits that fit 64 bits: sizes and offsets, which a double would round from 2^53 on. false for anything
+ * else and for absent values; the grammar has already refused leading zeros. */
 static bool json_natural(json value, uint64_t *number)
 {
     *number = 0;
@@ -635,7 +702,8 @@ static bool json_natural(json value, uint64_t *number)
     return value.text != NULL;
 }
 
-/* A natural number with an optional minus: 24.0 and 1e3 are not integers, as they are none in Python. */
+/* A natural number with an optional minus, up to 2^63 - 1 either way: 24.0 and 1e3 are not integers, as they are none
+ * in Python, whose json makes floats of them. */
 static bool json_integer(json value, int64_t *number)
 {
     uint64_t size = 0;
@@ -653,10 +721,13 @@ static bool json_integer(json value, int64_t *number)
  * and impossible values end with BAD_INPUT, naming file, field, value and what was expected. Fields that no getter asks
  * for are ignored: published files carry many. */
 
-/* Names that were asked for, so that `info` can list the others. */
+/* Names that were asked for, so that `info` can list the others. Behind a pointer, since configs are passed by
+ * value. */
 struct words { char **list; size_t count; };
 
-/* The object that a JSON file holds; the text it points into is returned, to be freed or kept. */
+/* The object that a JSON file holds; the text it points into is returned, to be freed or kept. Anything but one object
+ * (a list, a bare string) is BAD_INPUT, as is what json_check refuses. -Infinity is taken: diffusers' own scheduler
+ * configurations hold it (lambda_min_clipped). */
 static char *json_file(const char *path, json *root)
 {
     size_t size;
@@ -667,7 +738,9 @@ static char *json_file(const char *path, json *root)
     return text;
 }
 
-/* FOLDER/NAME, kept for the whole run: values point into its text. A missing or broken file is BAD_INPUT. */
+/* FOLDER/NAME, kept for the whole run: values point into its text. A missing or broken file is BAD_INPUT. Files are
+ * those that diffusers' save_config and transformers' save_pretrained write: config.json, scheduler_config.json,
+ * preprocessor_config.json. */
 config config_open(const char *folder, const char *name)
 {
     config c = { .path = text_of("%s/%s", folder, name), .read = allocate(1, sizeof *c.read) };
@@ -685,7 +758,8 @@ void config_close(config c)
     free(c.path);
 }
 
-/* "PATH: FIELD: got VALUE, " and then the caller's words: "expected ...; what to do". */
+/* Dies with BAD_INPUT and "PATH: FIELD: got VALUE, " and then the caller's words: "expected ...; what to do". The value
+ * is shown as it stands in the file, its first 80 bytes. */
 _Noreturn void config_refuse(config c, const char *field, const char *format, ...)
 {
     FORMATTED(words, format);
@@ -695,20 +769,18 @@ _Noreturn void config_refuse(config c, const char *field, const char *format, ..
     die(BAD_INPUT, "%s: %s: got %.*s%s, %s", c.path, field, length, v.text, v.end - v.text > 80 ? "..." : "", words);
 }
 
-/* null is how Python writes a field that is not set. */
+/* A field as JSON, for what the getters below do not cover; absent where the file has none, or null, which is how
+ * Python writes a field that is not set. Asking marks the field as read. */
 json config_member(config c, const char *field)
 {
     json v = json_member(c.root, field);
-    for (size_t i = 0; i < c.read->count; i++)
-        if (!strcmp(c.read->list[i], field)) return json_kind(v) == 'n' ? (json){0} : v;
-    char **list = realloc(c.read->list, (c.read->count + 1) * sizeof *list);
-    if (!list) die(SYSTEM_ERROR, "memory: got none for the name of a field");
-    c.read->list = list;
-    list[c.read->count++] = text_of("%s", field);
+    c.read->list = grow(c.read->list, c.read->count + 1, sizeof *c.read->list);
+    c.read->list[c.read->count++] = text_of("%s", field);
     return json_kind(v) == 'n' ? (json){0} : v;
 }
 
-/* One line of stdout, or none. Fields that hold null are not worth a word. */
+/* "  not read: FIELD FIELD ... (PATH)" on standard output, or nothing. Whoever edits a field and sees no change finds
+ * it here. Fields that hold null are not worth a word. */
 void config_print_unread(config c)
 {
     json cursor = {0}, name, value;
@@ -723,7 +795,8 @@ void config_print_unread(config c)
     if (any) printf(" (%s)\n", c.path);
 }
 
-/* The bounds hold for what the file says; the default is the caller's. */
+/* An integer from least to most, or `otherwise` where the field is absent; REQUIRED: absence is BAD_INPUT, too. The
+ * bounds hold for what the file says; the default is the caller's. */
 int64_t config_int(config c, const char *field, int64_t otherwise, int64_t least, int64_t most)
 {
     json v = config_member(c, field);
@@ -734,7 +807,8 @@ int64_t config_int(config c, const char *field, int64_t otherwise, int64_t least
     return number;
 }
 
-/* Integers are numbers, too; overflows (1e999) and -Infinity are not what any field means. */
+/* A finite number, or `otherwise` where the field is absent; NAN: it must be there. Integers are numbers, too;
+ * overflows (1e999) and -Infinity are not what any field means, and BAD_INPUT. */
 double config_real(config c, const char *field, double otherwise)
 {
     json v = config_member(c, field);
@@ -744,7 +818,8 @@ double config_real(config c, const char *field, double otherwise)
     return number;
 }
 
-/* true and false only: 0 and 1 have another type. There is no required switch. */
+/* true or false, or `otherwise` where the field is absent. 0 and 1 have another type: BAD_INPUT. There is no required
+ * switch. */
 bool config_bool(config c, const char *field, bool otherwise)
 {
     json v = config_member(c, field);
@@ -753,7 +828,8 @@ bool config_bool(config c, const char *field, bool otherwise)
     return json_kind(v) == 't';
 }
 
-/* A new string. */
+/* A new string, decoded, or a copy of `otherwise` where the field is absent; NULL: it must be there. Whether the word
+ * is one that the program knows is for the caller to say. */
 char *config_word(config c, const char *field, const char *otherwise)
 {
     json v = config_member(c, field);
@@ -762,7 +838,8 @@ char *config_word(config c, const char *field, const char *otherwise)
     return json_string(v);
 }
 
-/* An empty list is 0 elements, which is not the same as an absent one. */
+/* Integers into list, which has room for `most`; returns their count, or -1 where the field is absent. An empty list is
+ * 0 elements, which is not the same. A longer list or other elements are BAD_INPUT. */
 int config_ints(config c, const char *field, int64_t *list, int most)
 {
     json v = config_member(c, field), cursor = {0}, item;
@@ -775,8 +852,9 @@ int config_ints(config c, const char *field, int64_t *list, int most)
     return count;
 }
 
-/* "('a', 'b')" or "['a', 'b']", as Python prints them; a comma may follow the last name. -1: something else, or more
- * than `most`. */
+/* "('a', 'b')" or "['a', 'b']", as Python prints them; a comma may follow the last name, as in the tuple "('a',)".
+ * Quotes of either kind, no escapes: the names are those of classes. Returns the count; -1: something else, or more
+ * than `most` (names before the fault have been copied; the caller dies). */
 static int python_words(const char *text, char **list, int most)
 {
     const char *p = text + strspn(text, " ");
@@ -794,8 +872,9 @@ static int python_words(const char *text, char **list, int most)
     return p[1 + strspn(p + 1, " ")] == 0 ? count : -1;
 }
 
-/* The public configurations hold lists of block types as JSON lists or, saved by hand, as the text of a tuple. The
- * strings in list are new. */
+/* Names into list, which has room for `most`; returns their count, or -1 where the field is absent. The public
+ * configurations hold lists of block types as JSON lists or, saved by hand, as the text of a tuple. The strings in list
+ * are new. Anything else, or more names, is BAD_INPUT. */
 int config_words(config c, const char *field, char **list, int most)
 {
     json v = config_member(c, field), cursor = {0}, item;
@@ -806,7 +885,7 @@ int config_words(config c, const char *field, char **list, int most)
         count = python_words(text, list, most);
         free(text);
     }
-    while (count >= 0 && json_kind(v) == '[' && json_next(v, &cursor, NULL, &item)) {
+    while (count >= 0 && json_next(v, &cursor, NULL, &item)) {      /* a string has no members */
         bool fits = count < most && json_kind(item) == '"';
         if (fits) list[count] = json_string(item);
         count = fits ? count + 1 : -1;
@@ -817,8 +896,16 @@ int config_words(config c, const char *field, char **list, int most)
 
 /* ---------------------------------------------------------------- safetensors
  *
- * A file is a length N (8 bytes), N bytes of JSON, and data. It is taken if it keeps these rules, and otherwise refused
- * with the number of one that it breaks:
+ *     byte 0      8                                                   8 + N                              end
+ *     +-----------+---------------------------------------------------+--------+---------+------------------+
+ *     | N, 64-bit | {"__metadata__":{"format":"pt"},                  | data   | data    | data             |
+ *     | little-   |  "a":{"dtype":"F32","shape":[2,3],                | of a   | of b    | of c             |
+ *     | endian    |       "data_offsets":[0,24]}, "b":{...}, ...}     |        |         |                  |
+ *     +-----------+---------------------------------------------------+--------+---------+------------------+
+ *                                                           offsets:  0        24        ...
+ *
+ * Data are row-major, little-endian, without gaps and without any promise of alignment. A file is taken if it keeps
+ * these rules, and otherwise refused with the number of one that it breaks:
  *      1  at least 8 bytes
  *      2  N <= 100,000,000
  *      3  N <= size - 8
@@ -836,18 +923,22 @@ int config_words(config c, const char *field, char **list, int most)
  *     S1  no name twice     S2  a dimension is at most 2^48 - 1     (the official reader is not as strict)
  */
 
+/* The format's own words, and bits an element. F4 and F6 pack several elements into bytes: files hold them, kernels do
+ * not read them. */
 const char *const dtype_name[DTYPES] = {
     "BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64", "F16", "BF16", "F32", "F64", "C64",
     "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2",
 };
 const int dtype_bits[DTYPES] = { 8, 8, 8, 16, 16, 32, 32, 64, 64, 16, 16, 32, 64, 64, 8, 8, 8, 8, 8, 4, 6, 6 };
 
-/* Two classes of types: integers, which are compared exactly, and floats that kernels can widen. What is in neither can
- * be listed, but not used. Both lean on the order of the enum. */
+/* Two classes of types: integers (BOOL among them), which are compared exactly, and floats that kernels can widen. What
+ * is in neither, complex and the smallest floats, can be listed, but not used. Both lean on the order of the enum. */
 static bool is_integer(dtype t) { return t <= U64; }
 static bool is_computable(dtype t) { return (t >= F16 && t <= F64) || t == F8_E5M2 || t == F8_E4M3; }
+static bool is_number(dtype t) { return is_integer(t) || is_computable(t); }
 
-/* 1 to 8 bytes from any address, on any host. */
+/* 1 to 8 bytes from any address, on any host: assembled, since a cast would need alignment and the file's byte
+ * order. */
 static uint64_t little_endian(const unsigned char *p, int bytes)
 {
     uint64_t value = 0;
@@ -855,7 +946,7 @@ static uint64_t little_endian(const unsigned char *p, int bytes)
     return value;
 }
 
-/* How many elements a list or object has, so that memory for them is allocated once. */
+/* How many elements a list or object has, so that memory for them is allocated once; 0 for anything else. */
 static int64_t members(json container)
 {
     int64_t count = 0;
@@ -863,7 +954,9 @@ static int64_t members(json container)
     return count;
 }
 
-/* Rules 9, 10 and S2. Factors are multiplied in their order, as the official reader does: [2^40, 2^40, 0] overflows. */
+/* Rules 9, 10 and S2; fills ndim, dim, count and bytes. A scalar has the shape [] and one element; a dimension of 0
+ * makes the tensor empty. Factors are multiplied in their order, as the official reader does: [2^40, 2^40, 0]
+ * overflows. */
 static bool shape_read(st_tensor *t, json list, char reason[REASON])
 {
     json cursor = {0}, item;
@@ -883,7 +976,8 @@ static bool shape_read(st_tensor *t, json list, char reason[REASON])
     return true;
 }
 
-/* Rules 9, 11 and 13. Offsets stay numbers here, since nothing says yet that they are inside the file. */
+/* Rules 9, 11 and 13, after the shape. Offsets stay numbers here, since nothing says yet that they are inside the file;
+ * what they enclose is checked against the shape first, so that one number, begin, is enough from now on. */
 static bool offsets_read(st_tensor *t, json list, char reason[REASON])
 {
     json cursor = {0}, item;
@@ -898,7 +992,8 @@ static bool offsets_read(st_tensor *t, json list, char reason[REASON])
     return refuse(reason, "rule 13: got %" PRIu64 " bytes, expected %" PRIu64, offset[1] - offset[0], t->bytes);
 }
 
-/* Rules 7 to 11 and 13 for one tensor. Fields are found first and read afterwards: the dtype may follow the shape. */
+/* Rules 7 to 11 and 13 for one tensor. Fields are found first and read afterwards: the dtype may follow the shape,
+ * whose bytes it decides. */
 static bool tensor_read(st_tensor *t, json object, char reason[REASON])
 {
     static const char *const names[] = { "dtype", "shape", "data_offsets" };
@@ -918,7 +1013,7 @@ static bool tensor_read(st_tensor *t, json object, char reason[REASON])
     return shape_read(t, field[1], reason) && offsets_read(t, field[2], reason);
 }
 
-/* Rule 6. again: the header has had one. */
+/* Rule 6. again: the header has had one. Its strings are free text; only compare reads any of them. */
 static bool metadata_check(json value, bool again, char reason[REASON])
 {
     json cursor = {0}, item;
@@ -929,7 +1024,8 @@ static bool metadata_check(json value, bool again, char reason[REASON])
     return true;
 }
 
-/* Rules 6 to 11 and 13: every member of the header by itself. */
+/* Rules 6 to 11 and 13: every member of the header by itself. Room for all is made at once: a struct for each member,
+ * which has cost its bytes of header. After false, the tensors counted so far are to be freed. */
 static bool header_read(safetensors *file, json root, char reason[REASON])
 {
     json cursor = {0}, key, value;
@@ -950,7 +1046,8 @@ static bool header_read(safetensors *file, json root, char reason[REASON])
     return true;
 }
 
-/* Empty tensors share their begin with what follows them and come first; the name makes the order one. */
+/* The order of the data. Empty tensors share their begin with what follows them and come first; the name makes the
+ * order one, as qsort may leave equals in any. */
 static int by_offset(const void *a, const void *b)
 {
     const st_tensor *s = a, *t = b;
@@ -959,13 +1056,15 @@ static int by_offset(const void *a, const void *b)
     return strcmp(s->name, t->name);
 }
 
-/* For pointers to tensors; bytes, not locale. */
+/* For pointers to tensors; order of bytes, as no locale may decide what is found. */
 static int by_name(const void *a, const void *b)
 {
     return strcmp((*(const st_tensor *const *)a)->name, (*(const st_tensor *const *)b)->name);
 }
 
-/* Rules 12 and 14. Only here do offsets become pointers: everything before `at` is inside the file. */
+/* Rules 12 and 14, on the tensors in the order of their data. With every begin where the one before ended, there is no
+ * hole to hide anything in, and no byte that two tensors share. Only here do offsets become pointers: everything before
+ * `at` is inside the file. */
 static bool layout_check(safetensors *file, const unsigned char *data, uint64_t size, char reason[REASON])
 {
     uint64_t at = 0;
@@ -982,7 +1081,8 @@ static bool layout_check(safetensors *file, const unsigned char *data, uint64_t 
     return at == size || refuse(reason, "rule 14: got %" PRIu64 " bytes of data, expected %" PRIu64, size, at);
 }
 
-/* Rule S1, on the sorted list that safetensors_find searches afterwards. */
+/* Rule S1, on the sorted list that safetensors_find searches afterwards: equal names are neighbours there. Names are
+ * compared as decoded, so that "a" and "\u0061" are twice the same. */
 static bool names_check(safetensors *file, char reason[REASON])
 {
     file->by_name = allocate((size_t)file->count, sizeof *file->by_name);
@@ -994,7 +1094,9 @@ static bool names_check(safetensors *file, char reason[REASON])
     return true;
 }
 
-/* The bytes must outlive the result, which points into them. After false, nothing is left to be freed. */
+/* A whole file's bytes -> its tensors, or the reason with the rule that it breaks. Pure: no file is opened, nothing is
+ * read past size. The bytes must outlive the result, which points into them; safetensors_free frees the rest. After
+ * false, nothing is left to be freed. */
 bool safetensors_parse(const unsigned char *bytes, size_t size, safetensors *out, char reason[REASON])
 {
     char why[REASON];
@@ -1006,7 +1108,7 @@ bool safetensors_parse(const unsigned char *bytes, size_t size, safetensors *out
     if (n > size - 8) return refuse(reason, "rule 3: got %zu bytes, expected %" PRIu64, size - 8, n);
     const char *header = (const char *)bytes + 8;
     if (!utf8_check(header, (size_t)n, why)) return refuse(reason, "rule 4: header: %s", why);
-    if (!json_scan(header, (size_t)n, false, &root, why)) return refuse(reason, "rule 5: header: %s", why);
+    if (!json_check(header, (size_t)n, false, &root, why)) return refuse(reason, "rule 5: header: %s", why);
     if (json_kind(root) != '{') return refuse(reason, "rule 5: header: expected an object");
     bool valid = header_read(out, root, reason) && layout_check(out, bytes + 8 + n, size - 8 - n, reason) &&
                  names_check(out, reason);
@@ -1014,28 +1116,30 @@ bool safetensors_parse(const unsigned char *bytes, size_t size, safetensors *out
     return valid;
 }
 
-/* Maps the file; pages are read when they are used, and shared between processes. */
+/* Maps the file and parses it; pages are read when they are used, and shared between processes. BAD_INPUT with the rule
+ * where it is no valid file, or no file; SYSTEM_ERROR where it cannot be mapped. The map is private and read-only: a
+ * file that is replaced by rename meanwhile stays the old one here, one that is cut short under the map ends the
+ * process. */
 safetensors *safetensors_open(const char *path)
 {
-    static const unsigned char nothing[1];      /* mmap refuses a length of 0 */
     char reason[REASON];
     struct stat about;
     int fd = input_open(path, &about);
     if (!S_ISREG(about.st_mode)) die(BAD_INPUT, "%s: got a device or pipe, expected a file; save it first", path);
     size_t size = (size_t)about.st_size;
-    void *map = size ? mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
+    void *map = size ? mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;      /* a length of 0 it refuses */
     if (map == MAP_FAILED || (intmax_t)size != about.st_size)
         die(SYSTEM_ERROR, "%s: mapping: got no addresses, expected %jd bytes of them; lift the limit, or use 64 bits",
             path, (intmax_t)about.st_size);
     close(fd);
     safetensors *file = allocate(1, sizeof *file);
-    if (!safetensors_parse(map ? map : nothing, size, file, reason))
+    if (!safetensors_parse(map, size, file, reason))
         die(BAD_INPUT, "%s: safetensors: %s; copy or convert the file again", path, reason);
     file->path = text_of("%s", path);
     return file;
 }
 
-/* What safetensors_parse allocated; the bytes are the caller's. */
+/* What safetensors_parse allocated, also where it gave up half-way; the bytes are the caller's. file is empty then. */
 void safetensors_free(safetensors *file)
 {
     for (int64_t i = 0; i < file->count; i++) {
@@ -1047,7 +1151,7 @@ void safetensors_free(safetensors *file)
     *file = (safetensors){0};
 }
 
-/* The counterpart of safetensors_open. */
+/* The counterpart of safetensors_open: unmaps, and ends every weight and span of text that points into the file. */
 void safetensors_close(safetensors *file)
 {
     if (file->size) munmap((void *)(uintptr_t)file->map, file->size);
@@ -1056,7 +1160,7 @@ void safetensors_close(safetensors *file)
     free(file);
 }
 
-/* By binary search: a model binds a thousand names of a thousand. */
+/* The tensor of that name, or NULL. By binary search: a model binds a thousand names of a thousand. */
 const st_tensor *safetensors_find(const safetensors *file, const char *name)
 {
     st_tensor wanted = { .name = (char *)(uintptr_t)name };
@@ -1064,7 +1168,8 @@ const st_tensor *safetensors_find(const safetensors *file, const char *name)
     return found ? *found : NULL;
 }
 
-/* A file's shape of any rank in the program's fixed room; more than MAX_DIMS real dimensions are BAD_INPUT. */
+/* A file's shape of any rank in the program's fixed room of MAX_DIMS. Of a longer one, leading ones are dropped, which
+ * changes no element's place; more real dimensions than fit are BAD_INPUT. */
 shape shape_of(const st_tensor *t)
 {
     shape s = { .ndim = (int)lesser(t->ndim, MAX_DIMS) };
@@ -1085,49 +1190,45 @@ static uint64_t shape_elements(shape s)
     return count;
 }
 
-/* The length and the JSON; names are the program's own words, nothing in them needs escaping. Spaces at the end align
- * the data to 8 bytes, which readers like. */
+/* The length and the JSON, and their size together. Names are the program's own words, nothing in them needs escaping.
+ * Spaces at the end, which rule 5 allows, align the data to 8 bytes, as the official writer does. The list grows by
+ * copying: an output has one tensor or a few. */
 static char *header_text(const st_entry *entries, int count, size_t *size)
 {
-    char *text;
-    FILE *stream = open_memstream(&text, size);
-    if (!stream) die(SYSTEM_ERROR, "memory: got none, expected some for a header; free some");
-    uint64_t at = 0;
-    fputs("........{", stream);
-    for (int i = 0; i < count; i++) {
+    char *list = text_of("%s", "");
+    uint64_t begin = 0, end;
+    for (int i = 0; i < count; i++, begin = end) {
         const st_entry *e = &entries[i];
-        char *dims = list_text(e->shape.ndim, e->shape.dim);
-        uint64_t end = at + shape_elements(e->shape) * (uint64_t)dtype_bits[e->type] / 8;
-        fprintf(stream, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":%s,", i ? "," : "", e->name, dtype_name[e->type], dims);
-        fprintf(stream, "\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}", at, end);
+        char *dims = list_text(e->shape.ndim, e->shape.dim), *before = list;
+        end = begin + shape_elements(e->shape) * (uint64_t)dtype_bits[e->type] / 8;
+        list = text_of("%s%s\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}", before,
+                       i ? "," : "", e->name, dtype_name[e->type], dims, begin, end);
         free(dims);
-        at = end;
+        free(before);
     }
-    fputs("}       ", stream);
-    if (fclose(stream) != 0) die(SYSTEM_ERROR, "memory: got none, expected some for a header; free some");
-    *size &= ~(size_t)7;                /* keeps the brace and as many of the seven spaces as alignment wants */
+    char *text = text_of("........{%s}       ", list);
+    *size = strlen(text) & ~(size_t)7;  /* keeps the brace and as many of the seven spaces as alignment wants */
     for (int i = 0; i < 8; i++) text[i] = (char)(unsigned char)((uint64_t)(*size - 8) >> (8 * i));
+    free(list);
     return text;
 }
 
-/* Elements from host order to the file's. A little-endian host writes its memory as it is. */
-static void put_elements(const writer *f, const unsigned char *data, uint64_t count, size_t bytes)
+/* Elements from host order to the file's. A little-endian host writes its memory as it is; another one writes a copy,
+ * in which byte j of an element of n bytes has become byte n - 1 - j. */
+static void put_elements(const writer *f, const st_entry *e)
 {
+    size_t count = (size_t)shape_elements(e->shape), bytes = (size_t)dtype_bits[e->type] / 8;
+    const unsigned char *data = e->data;
     const uint16_t probe = 1;
-    unsigned char first, turned[4096];
-    memcpy(&first, &probe, 1);
-    if (first == 1 || bytes == 1) {
-        put(f->fd, f->path, data, (size_t)count * bytes);
-        return;
-    }
-    for (uint64_t at = 0, some; at < count; at += some) {
-        some = count - at < sizeof turned / bytes ? count - at : sizeof turned / bytes;
-        for (size_t i = 0; i < some * bytes; i++) turned[i] = data[at * bytes + i - i % bytes + bytes - 1 - i % bytes];
-        put(f->fd, f->path, turned, (size_t)some * bytes);
-    }
+    bool little = *(const unsigned char *)&probe == 1;
+    unsigned char *turned = little ? NULL : allocate(count, bytes);
+    for (size_t i = 0; turned && i < count * bytes; i++) turned[i] = data[i - i % bytes + bytes - 1 - i % bytes];
+    put(f->fd, f->path, turned ? turned : data, count * bytes);
+    free(turned);
 }
 
-/* The file of safetensors_write and of dumps, which differ in sync alone. */
+/* The file of safetensors_write and of dumps, which differ in sync alone: a run may dump thousands of tensors, and none
+ * of them is worth waiting for the disk. */
 static void safetensors_put(const char *path, const st_entry *entries, int count, bool sync)
 {
     size_t size;
@@ -1135,20 +1236,24 @@ static void safetensors_put(const char *path, const st_entry *entries, int count
     writer *f = writer_open(path);
     put(f->fd, path, header, size);
     for (int i = 0; i < count; i++)
-        put_elements(f, entries[i].data, shape_elements(entries[i].shape), (size_t)dtype_bits[entries[i].type] / 8);
+        put_elements(f, &entries[i]);
     writer_finish(f, sync);
     writer_rename(f);
     free(header);
 }
 
-/* Layout: entries in the order given, one after the other. The file appears at once, when all of it is on the disk. */
+/* Writes a file that every reader of the format takes: entries in the order given, one after the other, no metadata. It
+ * appears at once, when all of it is on the disk; otherwise SYSTEM_ERROR, and nothing has changed. Types must have
+ * whole bytes. */
 void safetensors_write(const char *path, const st_entry *entries, int count)
 {
     safetensors_put(path, entries, count, true);
 }
 
-/* One element as a double: exact for every type but 64-bit integers beyond 2^53. Half types are widened where the
- * kernels widen them (weight_row), so that there is one definition of them. */
+/* One element as a double: exact for every type but 64-bit integers beyond 2^53. The type must be an integer or a float
+ * that kernels widen. Half types are widened where the kernels widen them (weight_row), so that there is one definition
+ * of them. Signed integers are two's complement in the file, whatever the host has: with the sign bit set the value is
+ * -(all others inverted) - 1. */
 static double element(const st_tensor *t, uint64_t i)
 {
     int bytes = dtype_bits[t->type] / 8;
@@ -1173,6 +1278,13 @@ static double element(const st_tensor *t, uint64_t i)
  *
  *     weights_open --> bind, bind_conv for every layer; weights_ignore for what is known and not read --> weights_done
  *
+ * Names are those of the public modules' state_dict, so that a key found in a comment is found in the checkpoint. Files
+ * are named as diffusers (diffusion_pytorch_model) and transformers (model) name them:
+ *
+ *     STEM.safetensors                        all in one, or
+ *     STEM.safetensors.index.json             {"metadata": {...}, "weight_map": {TENSOR: FILE, ...}}
+ *     STEM-00001-of-00002.safetensors, ...    the files that it names
+ *
  * Each tensor that is bound or ignored is marked. In the end nothing may be unmarked: a tensor without a place means
  * that the configuration describes another model, and the result would be silently wrong.
  *
@@ -1180,24 +1292,22 @@ static double element(const st_tensor *t, uint64_t i)
  *     lora_unet__blocks_0_attn1_to_q.lora_up.weight [N][rank], .lora_down.weight [rank][K], .alpha (a scalar, optional)
  * and are linked to the weight, not merged: the mapped file cannot change, and kernels add them while they widen. */
 
-/* The number of a file among w->files, which is opened where it is new. */
+/* The number of a file among w->files, which is opened where it is new. The lists may move, the files stay where they
+ * are: weights point to their names. */
 static int weights_add(weights *w, const char *path)
 {
     for (int f = 0; f < w->nfiles; f++)
         if (strcmp(w->files[f]->path, path) == 0) return f;
-    size_t n = (size_t)w->nfiles;
-    safetensors **files = allocate(n + 1, sizeof(*files));
-    bool **used = allocate(n + 1, sizeof(*used));
-    if (n > 0) memcpy(files, w->files, n * sizeof(*files)), memcpy(used, w->used, n * sizeof(*used));
-    free(w->files);
-    free(w->used);
-    w->files = files, w->used = used;   /* the files themselves stay where they are: weights point to their names */
-    files[n] = safetensors_open(path);
-    used[n] = allocate((size_t)files[n]->count, sizeof(bool));
-    return w->nfiles++;
+    int n = w->nfiles++;
+    w->files = grow(w->files, (size_t)n + 1, sizeof *w->files);
+    w->used = grow(w->used, (size_t)n + 1, sizeof *w->used);
+    w->files[n] = safetensors_open(path);
+    w->used[n] = allocate((size_t)w->files[n]->count, sizeof **w->used);
+    return n;
 }
 
-/* One line of an index: the tensor must be in that file, which must be below the folder, and named once. */
+/* One line of an index: the tensor must be in that file, which must be below the folder, and named once. A downloaded
+ * index must not make the program read files elsewhere, hence no leading '/' and no "..". */
 static void shard_entry(weights *w, const char *path, json key, json value)
 {
     char *name = json_string(key), *shard = json_kind(value) == '"' ? json_string(value) : text_of("/");
@@ -1213,7 +1323,8 @@ static void shard_entry(weights *w, const char *path, json key, json value)
     free(name), free(shard), free(file);
 }
 
-/* Opens what the index names and checks it both ways. `used` serves here for "named by the index". */
+/* Opens what the index names and checks it both ways: every line has its tensor, every tensor its line. Otherwise index
+ * and shards are of different models: BAD_INPUT. `used` serves here for "named by the index" and is cleared again. */
 static void shards_open(weights *w, const char *path)
 {
     json root, cursor = {0}, key, value;
@@ -1231,7 +1342,8 @@ static void shards_open(weights *w, const char *path)
     free(text);
 }
 
-/* The single file is preferred, as by the public loader; an index is looked at only where there is none. */
+/* Opens FOLDER/STEM.safetensors or its shards; nothing is bound yet. The single file is preferred, as by the public
+ * loader; an index is looked at only where there is none. BAD_INPUT where neither is there, or a file is broken. */
 weights *weights_open(const char *folder, const char *stem)
 {
     weights *w = allocate(1, sizeof *w);
@@ -1246,7 +1358,8 @@ weights *weights_open(const char *folder, const char *stem)
     return w;
 }
 
-/* A tensor and the number of its file; NULL: in none of them. Shards are few, so they are asked in turn. */
+/* A tensor and the number of its file; NULL: in none of them, and the number has no meaning. Shards are few, so they
+ * are asked in turn. */
 static const st_tensor *weights_find(const weights *w, const char *key, int *file)
 {
     const st_tensor *t = NULL;
@@ -1255,15 +1368,16 @@ static const st_tensor *weights_find(const weights *w, const char *key, int *fil
     return t;
 }
 
-/* Asking marks nothing. */
+/* Whether there is such a tensor: a few may be absent (blocks.N.t_embed.pe is computed then). Asking marks nothing. */
 bool weights_has(const weights *w, const char *key)
 {
     int file;
     return weights_find(w, key, &file) != NULL;
 }
 
-/* A stored tensor as a parameter, or death: expected shape, and a type that kernels widen. Masks, which are only
- * compared with 0, may be of integers too: those are the keys whose last part begins with "mask". */
+/* A stored tensor as a parameter, or BAD_INPUT: it must have the expected shape, and a type that kernels widen. Nothing
+ * is converted or copied. Masks, which are only compared with 0, may be of integers too: those are the keys whose last
+ * part begins with "mask". path: for messages. */
 static weight weight_view(const char *path, const st_tensor *t, shape expected)
 {
     const char *dot = strrchr(t->name, '.'), *last = dot ? dot + 1 : t->name;
@@ -1278,7 +1392,7 @@ static weight weight_view(const char *path, const st_tensor *t, shape expected)
     return v;
 }
 
-/* One part of a layer's update, under either spelling of the prefix that trainers use. */
+/* One part of a layer's update, under either spelling of the prefix that trainers use; NULL: the file has none. */
 static const st_tensor *lora_find(const safetensors *file, const char *name, const char *part)
 {
     static const char *const prefixes[] = { "lora_unet__", "lora_unet_" };
@@ -1291,18 +1405,21 @@ static const st_tensor *lora_find(const safetensors *file, const char *name, con
     return t;
 }
 
-/* The factor of one file's update: its weight * alpha / rank. */
+/* The factor of one file's update: its weight * alpha / rank (merge_lora's multiplier * alpha). Without
+ * alpha it is the weight alone, as there. scale: the weight that the user gave. */
 static real lora_scale(const safetensors *file, const st_tensor *alpha, double scale, int64_t rank)
 {
     if (!alpha) return (real)scale;
-    bool known = alpha->count == 1 && (is_computable(alpha->type) || is_integer(alpha->type));
+    bool known = alpha->count == 1 && is_number(alpha->type);
     double value = known ? element(alpha, 0) : NAN;
     if (!isfinite(value))
         die(BAD_INPUT, "%s: tensor %s: got no finite number, expected one; export it again", file->path, alpha->name);
     return (real)(scale * value / (double)rank);
 }
 
-/* The update that one file has for the matrix [N][K], put in front of `next`: up [N][rank], down [rank][K]. */
+/* The update that file i has for the matrix [N][K], put in front of `next`: up [N][rank], down [rank][K]. The rank is
+ * what the file says; the other sides must be the matrix's. Half an update is BAD_INPUT; none leaves the list as it
+ * is. */
 static const lora *lora_link(weights *w, int i, const char *stem, const weight *matrix, const lora *next)
 {
     const safetensors *file = w->loras[i];
@@ -1323,7 +1440,9 @@ static const lora *lora_link(weights *w, int i, const char *stem, const weight *
     return link;
 }
 
-/* All updates of a matrix, in the order of the files. Layers are named like the key, with '_' for '.'. */
+/* All updates of a matrix, in the order of the files, as sums of floats depend on it; NULL: none. Layers are named like
+ * the key without ".weight", with '_' for '.'. Only matrices take updates: one for anything else finds no
+ * place and ends in weights_done. */
 static const lora *lora_bind(weights *w, const weight *matrix)
 {
     const lora *list = NULL;
@@ -1338,7 +1457,8 @@ static const lora *lora_bind(weights *w, const weight *matrix)
     return list;
 }
 
-/* Weights for measurements: every name is there, in that type (F32 or BF16), with numbers of a trained layer's size. */
+/* Weights for measurements: every name is there, in that type (F32 or BF16), with numbers of a trained layer's size. No
+ * file is needed, so that one layer of the published model can be timed on any machine. */
 weights *weights_random(dtype type)
 {
     weights *w = allocate(1, sizeof *w);
@@ -1347,6 +1467,9 @@ weights *weights_random(dtype type)
     return w;
 }
 
+/* Uniform in -s to s, s = 1 / sqrt(inputs + 1) for the inputs of one output: about a trained layer's size, so that no
+ * measurement runs into infinities. Knuth's 64-bit linear congruence, its upper 24 bits, which
+ * are all that a float holds. BF16 is the upper half of an F32. */
 static weight random_weight(const weights *w, shape expected, char *key)
 {
     uint64_t count = shape_elements(expected), state = 1;
@@ -1361,12 +1484,12 @@ static weight random_weight(const weights *w, shape expected, char *key)
         if (w->random_type == BF16) bits >>= 16;
         for (size_t b = 0; b < size; b++) bytes[i * size + b] = (unsigned char)(bits >> 8 * b);
     }
-    weight v = { .data = bytes, .type = w->random_type, .ndim = expected.ndim, .key = key };
-    memcpy(v.dim, expected.dim, sizeof v.dim);
-    return v;
+    st_tensor t = { .name = key, .type = w->random_type, .ndim = expected.ndim, .dim = expected.dim, .data = bytes };
+    return weight_view("random weights", &t, expected);
 }
 
-/* What bind and bind_conv share. Takes over key. Updates hang on every matrix: no caller has to ask for them. */
+/* What bind and bind_conv share: the tensor of that name, checked and marked, or BAD_INPUT. Takes over key. Updates
+ * hang on every matrix: no caller has to ask for them. */
 static weight bind_key(weights *w, shape expected, char *key)
 {
     int f;
@@ -1382,15 +1505,22 @@ static weight bind_key(weights *w, shape expected, char *key)
     return v;
 }
 
-/* Looks up a parameter by its name in the checkpoint, checks shape and type, and marks it as used. */
+/* Looks up a parameter by its name in the checkpoint (key: a printf format), checks shape and type, and marks it as
+ * used. The result points into the mapped file and is valid as long as w. A missing tensor, another shape, and a type
+ * that kernels cannot read are BAD_INPUT, naming the tensor, got and expected. */
 weight bind(weights *w, shape expected, const char *key, ...)
 {
     FORMATTED(name, key);
     return bind_key(w, expected, name);
 }
 
-/* expected: [Cout][Cin][t][y][x] or fewer kernel dimensions, as stored. The copy [Cout][taps][Cin] keeps the stored
- * type; it is the order in which a kernel over channels-last activations reads. */
+/* As bind, for a convolution. expected: [Cout][Cin][t][y][x] or fewer kernel dimensions, as PyTorch stores them. The
+ * copy [Cout][taps][Cin] keeps the stored type; it is the order in which a kernel over channels-last activations reads:
+ *
+ *     stored, a filter    c0: t0 t1 t2 ...   c1: t0 t1 t2 ...       a channel's taps together
+ *     copied              t0: c0 c1 ...      t1: c0 c1 ...          a pixel's channels together
+ *
+ * Copies are memory that the mapped file does not share; `info` counts them (w->copied). */
 weight bind_conv(weights *w, shape expected, const char *key, ...)
 {
     FORMATTED(name, key);
@@ -1408,7 +1538,8 @@ weight bind_conv(weights *w, shape expected, const char *key, ...)
     return v;
 }
 
-/* Both parameters of a layer. */
+/* Both parameters of a layer: NAME.weight of that shape, NAME.bias of its first dimension. Takes over name. A layer
+ * without bias is bound by bind alone. */
 static layer bind_pair(weights *w, shape expected, bool convolution, char *name)
 {
     layer l = { .weight = (convolution ? bind_conv : bind)(w, expected, "%s.weight", name) };
@@ -1417,25 +1548,29 @@ static layer bind_pair(weights *w, shape expected, bool convolution, char *name)
     return l;
 }
 
+/* torch.nn.Linear(k, n): weight [n][k], bias [n]. */
 layer bind_linear(weights *w, int64_t n, int64_t k, const char *name, ...)
 {
     FORMATTED(key, name);
     return bind_pair(w, SHAPE(n, k), false, key);
 }
 
+/* torch.nn.LayerNorm(n), GroupNorm of n channels: weight [n], bias [n]. */
 layer bind_norm(weights *w, int64_t n, const char *name, ...)
 {
     FORMATTED(key, name);
     return bind_pair(w, SHAPE(n), false, key);
 }
 
+/* torch.nn.Conv2d, Conv3d: kernel [Cout][Cin][taps...] as stored; the weight comes as bind_conv's copy, bias [Cout]. */
 layer bind_convolution(weights *w, shape kernel, const char *name, ...)
 {
     FORMATTED(key, name);
     return bind_pair(w, kernel, true, key);
 }
 
-/* Files of low-rank updates and what each is worth; what is bound from now on takes them along. */
+/* Files of low-rank updates and what each is worth; what is bound from now on takes them along. The lists must outlive
+ * w. Tensors of these files are marked like the model's own, and weights_done asks for them. */
 void weights_add_loras(weights *w, const safetensors *const *files, const double *scales, int count)
 {
     w->loras = files;
@@ -1445,23 +1580,22 @@ void weights_add_loras(weights *w, const safetensors *const *files, const double
     for (int i = 0; i < count; i++) w->lora_used[i] = allocate((size_t)files[i]->count, sizeof(bool));
 }
 
-/* Looks at every floating tensor, bound or not: the search for the culprit after a stage has gone wrong. */
+/* The first floating tensor that holds a nan or an infinity, and the place of it in *index; NULL: none. Looks at all of
+ * them, bound or not, as `real` sees them: the search for the culprit after a stage has gone wrong. Reads every page of
+ * the files, which is why no run begins with it. */
 const st_tensor *weights_nonfinite(const weights *w, int64_t *index)
 {
     for (int f = 0; f < w->nfiles; f++)
         for (int64_t i = 0; i < w->files[f]->count; i++) {
             const st_tensor *t = &w->files[f]->tensors[i];
-            weight v = { .data = t->data, .type = t->type, .ndim = 1, .dim = { (int64_t)t->count }, .key = t->name };
-            for (*index = 0; is_computable(t->type) && *index < (int64_t)t->count; ++*index) {
-                real x;
-                weight_row((weight){ v.data + *index * (dtype_bits[v.type] / 8), v.type, 1, { 1 }, v.key, NULL }, 0, 0, 1, &x);
-                if (!isfinite(x)) return t;
-            }
+            for (*index = 0; is_computable(t->type) && *index < (int64_t)t->count; ++*index)
+                if (!isfinite((real)element(t, (uint64_t)*index))) return t;
         }
     return NULL;
 }
 
-/* glob: as in a shell, '*' also matching dots. For tensors that a valid file holds and nothing reads. */
+/* Marks every tensor whose name matches glob (as in a shell, '*' also matching dots). For tensors that a valid file
+ * holds and nothing reads. None may match. */
 void weights_ignore(weights *w, const char *glob)
 {
     for (int f = 0; f < w->nfiles; f++)
@@ -1469,7 +1603,7 @@ void weights_ignore(weights *w, const char *glob)
             if (fnmatch(glob, w->files[f]->tensors[i].name, 0) == 0) w->used[f][i] = true;
 }
 
-/* Dies for the first tensor without a mark. */
+/* Dies for the first tensor without a mark, in the order of the file's data. */
 static void file_done(const safetensors *file, const bool *used, const char *what)
 {
     for (int64_t i = 0; i < file->count; i++) {
@@ -1480,7 +1614,8 @@ static void file_done(const safetensors *file, const bool *used, const char *wha
     }
 }
 
-/* After everything is bound. A low-rank update that matched no layer would do nothing: never waived. */
+/* After everything is bound: BAD_INPUT naming the first tensor that nothing has a place for, unless allowed. A low-rank
+ * update that matched no layer would do nothing: never waived. */
 void weights_done(const weights *w, bool allow_unknown)
 {
     for (int f = 0; f < w->nfiles && !allow_unknown; f++)
@@ -1489,7 +1624,8 @@ void weights_done(const weights *w, bool allow_unknown)
         file_done(w->loras[i], w->lora_used[i], "only updates of linear layers of this model");
 }
 
-/* For `info` and progress: what the parameters take on disk and, mapped, in memory. */
+/* Bytes of all tensors of all files, headers not counted. For `info`: what the parameters take on disk and, mapped, in
+ * memory. */
 uint64_t weights_bytes(const weights *w)
 {
     uint64_t bytes = 0;
@@ -1500,6 +1636,12 @@ uint64_t weights_bytes(const weights *w)
 
 /* ---------------------------------------------------------------- pictures in: PPM
  *
+ *     P6                  the magic: colour, in bytes
+ *     # made by hand      a comment
+ *     3 2                 width and height
+ *     255                 maxval, then one white space, here the end of the line
+ *     RGBRGBRGBRGBRGBRGB  two rows of three pixels, no padding
+ *
  *     "P6" w h maxval, one white space, then w h times R, G, B in 1 byte each, or 2 (big-endian) where maxval > 255
  *     "P5" the same with one grey sample a pixel      "P3" like P6, with samples as decimal numbers
  *
@@ -1507,48 +1649,50 @@ uint64_t weights_bytes(const weights *w)
  * pictures. Sizes and samples come from a stranger: bounds are checked before any of them is used, and the data must be
  * there before memory is allocated for it. */
 
-typedef struct { const unsigned char *at, *end; char *reason; } ppm_scan;
-
-/* The next number, after white space and comments, of which there must be some. */
-static bool ppm_number(ppm_scan *s, uint32_t least, uint32_t most, const char *what, uint32_t *number)
+/* The next number, after white space and comments, of which there must be some; otherwise a reason that calls it
+ * `what`. A comment is skipped up to its line's end, which is white space itself. Digits are read while the value is
+ * below 2^32, so the sum cannot overflow and a longer number is out of every range. */
+static bool ppm_number(scan *s, uint32_t least, uint32_t most, const char *what, uint32_t *number)
 {
-    const unsigned char *start = s->at;
-    for (; s->at < s->end && (is_space(*s->at) || *s->at == '#'); s->at++)
-        if (*s->at == '#')
-            while (s->at + 1 < s->end && *s->at != '\n') s->at++;
-    bool found = s->at > start && s->at < s->end && is_digit(*s->at);
-    if (!found) return refuse(s->reason, "got no %s, expected one", what);
+    const char *start = s->at;
     uint64_t value = 0;
-    for (; s->at < s->end && is_digit(*s->at) && value <= UINT32_MAX; s->at++)
-        value = value * 10 + (uint64_t)(*s->at - '0');
+    while (is_space(peek(s)) || peek(s) == '#')
+        if (!scan_one(s, " \t\r\n"))
+            while (peek(s) >= 0 && peek(s) != '\n') s->at++;
+    if (s->at == start || !is_digit(peek(s))) return refuse(s->reason, "got no %s, expected one", what);
+    for (; is_digit(peek(s)) && value <= UINT32_MAX; s->at++) value = value * 10 + (uint64_t)(*s->at - '0');
     *number = (uint32_t)value;
     if (value >= least && value <= most) return true;
     return refuse(s->reason, "got the %s %" PRIu64 ", expected %" PRIu32 " to %" PRIu32, what, value, least, most);
 }
 
-/* One sample, in digits (P3), or in one or two bytes. */
-static bool ppm_sample(ppm_scan *s, bool digits, uint32_t most, uint32_t *value)
+/* One sample, in digits (P3), or in one or two bytes, which ppm_parse has found to be there. Above maxval it is
+ * refused: such a file was cut or glued together. */
+static bool ppm_sample(scan *s, bool digits, uint32_t most, uint32_t *value)
 {
     if (digits) return ppm_number(s, 0, most, "sample", value);
-    *value = *s->at++;
-    if (most > 255) *value = *value << 8 | *s->at++;
+    *value = (unsigned char)*s->at++;
+    if (most > 255) *value = *value << 8 | (unsigned char)*s->at++;
     return *value <= most || refuse(s->reason, "got the sample %" PRIu32 ", expected at most %" PRIu32, *value, most);
 }
 
-/* P6, P3 (colour) and P5 (grey), maxval 1 to 65535; v becomes (255 v + maxval/2) / maxval in integers. used: the bytes
- * of this picture, after which another may follow. out->rgb is to be freed; after false there is none. */
+/* One picture from the front of the bytes -> [h][w][3], 8 bits, or a reason. P6, P3 (colour) and P5 (grey, given to all
+ * three channels), maxval 1 to 65535; v becomes (255 v + maxval/2) / maxval in integers, the nearest of 256 levels.
+ * used: the bytes of this picture, after which another may follow. out->rgb is to be freed; after false there is
+ * none. */
 bool ppm_parse(const unsigned char *bytes, size_t size, size_t *used, image *out, char reason[REASON])
 {
-    ppm_scan s = { bytes + (size < 2 ? size : 2), bytes + size, reason };
+    const char *text = (const char *)bytes;
+    scan s = { text, text, text + size, false, reason };
     uint32_t w, h, most, value = 0;
     uint64_t samples, need;
     *out = (image){0};
-    if (size < 2 || bytes[0] != 'P' || (bytes[1] != '3' && bytes[1] != '5' && bytes[1] != '6'))
-        return refuse(reason, "got another kind of file, expected P6, P3 or P5");
+    bool known = scan_one(&s, "P") && scan_one(&s, "356");
+    if (!known) return refuse(reason, "got another kind of file, expected P6, P3 or P5");
     bool digits = bytes[1] == '3', grey = bytes[1] == '5';
     if (!ppm_number(&s, 1, INT32_MAX, "width", &w) || !ppm_number(&s, 1, INT32_MAX, "height", &h)) return false;
     if (!ppm_number(&s, 1, 65535, "maxval", &most)) return false;
-    if (s.at == s.end || !is_space(*s.at)) return refuse(reason, "got no white space after maxval, expected one");
+    if (!is_space(peek(&s))) return refuse(reason, "got no white space after maxval, expected one");
     s.at += !digits;                    /* in P3 it is the white space before the first sample */
     /* In digits, a sample takes a blank and a digit at least: no size allocates more than the data justifies. */
     size_t left = (size_t)(s.end - s.at);
@@ -1564,12 +1708,14 @@ bool ppm_parse(const unsigned char *bytes, size_t size, size_t *used, image *out
         }
         for (int copies = grey ? 3 : 1; copies > 0; copies--) *to++ = (unsigned char)((255 * value + most / 2) / most);
     }
-    *used = (size_t)(s.at - bytes);
+    *used = (size_t)(s.at - text);
     *out = (image){ w, h, rgb };
     return true;
 }
 
-/* White space between pictures and at the end is skipped: P3 files have it. */
+/* All pictures of a file, or of standard input for "-", into list; returns their count, at least 1. A broken picture,
+ * an empty file and more than `room` pictures are BAD_INPUT, with the number of the picture. White space between
+ * pictures and at the end is skipped: P3 files have it. */
 int images_read(const char *path, image *list, int room)
 {
     size_t size, used = 0;
@@ -1589,13 +1735,22 @@ int images_read(const char *path, image *list, int room)
 
 /* ---------------------------------------------------------------- Pillow's resize
  *
+ * Two passes, since the filter is a product of two: an axis at a time, 8 bits in between.
+ *
+ *     w x h  --one axis-->  w' x h, rounded and cut to 0..255  --the other-->  w' x h'
+ *
+ * Enlarging, every output sample sees about 4 input samples; reducing s times, the filter is stretched and sees about 4
+ * s, which keeps fine patterns from turning into coarse ones. At the edges the filter is cut off, and the weights left
+ * are scaled to sum 1. Why bit for bit: the public pipeline resizes with Pillow, and CLIP and the VAE would see other
+ * pictures.
+ *
  * Formula   One axis, `in` to `out` samples, s = in/out, f = max(s, 1): sample i lies at c = (i + 1/2) s and is the sum
  *           of p_j B((j - c + 1/2) / f), |j - c| within 2 f, over the sum of the weights. B is the cubic with a = -1/2.
  * Method    Weights in double, then rounded to 22 bits after the point; sums in integers; the result of the first axis
  *           is rounded to 8 bits. An axis that does not change is skipped.
  * Accuracy  Bit for bit Pillow 13's Image.resize of RGB, if no multiplication is fused with an addition. */
 
-/* B, in exactly these operations: another factoring rounds otherwise. */
+/* B, in exactly these operations: another factoring rounds otherwise. Keys' cubic convolution, nought beyond 2. */
 static double bicubic(double x)
 {
     const double a = -0.5;
@@ -1604,7 +1759,8 @@ static double bicubic(double x)
     return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
 }
 
-/* The weights of output sample i: their count, from input sample *first on. k: scratch of `in` doubles. */
+/* The weights of output sample i, times 2^22 (weights22): returns their count; they belong to input samples from *first
+ * on. Rounded away from 0 at halves. k: scratch of `in` doubles. */
 static int64_t resize_weights(int64_t in, int64_t out, int64_t i, double *k, int64_t *weights22, int64_t *first)
 {
     double s = (double)in / (double)out, f = s > 1 ? s : 1, c = ((double)i + 0.5) * s, sum = 0, inverse = 1 / f;
@@ -1618,7 +1774,9 @@ static int64_t resize_weights(int64_t in, int64_t out, int64_t i, double *k, int
     return count;
 }
 
-/* One axis of a picture. `along` is the distance of neighbours on the axis, in pixels; `across` that of the lines. */
+/* One axis of a picture, to `size` samples; a new picture. `along` is the distance of neighbours on the axis, in
+ * pixels, the same in both pictures; `across` that of the lines. 2^21 is the half that makes the shift round, and
+ * negative sums, which the filter's lobes give beside bright edges, are 0 before it. */
 static image resize_axis(image in, int64_t size, bool vertical)
 {
     image out = { vertical ? in.w : size, vertical ? size : in.h, NULL };
@@ -1642,7 +1800,8 @@ static image resize_axis(image in, int64_t size, bool vertical)
     return out;
 }
 
-/* A new picture of w x h, both positive. Pillow takes the vertical axis first where that saves the most work. */
+/* A new picture of w x h, both positive (Pillow: Image.resize((w, h), Image.BICUBIC)); `in` is left as it is. Pillow
+ * takes the vertical axis first where that saves the most work, and the order shows in the rounding. */
 image image_resize(image in, int64_t w, int64_t h)
 {
     bool vertical = h < in.h && in.h - h > 2 * (in.w - w);
@@ -1660,12 +1819,16 @@ image image_resize(image in, int64_t w, int64_t h)
 
 /* ---------------------------------------------------------------- frames out
  *
+ *     YUV4MPEG2 W128 H96 F24:1 Ip A1:1 C420jpeg XCOLORRANGE=FULL\n      width, height, rate, progressive, square pixels
+ *     FRAME\n  Y: 128 x 96 bytes   Cb: 64 x 48   Cr: 64 x 48
+ *     FRAME\n  ...                                                      as many as there are frames; no count, no end
+ *
  * Y4M: one header line, then for each frame "FRAME\n" and the planes Y, Cb, Cr, 8 bits, chroma at half size both ways.
  * PPM: a P6 file a frame, the exact bytes. Both are opened early, so that a run of hours does not end at a wrong name.
  * All PPM files are renamed together at the end; they are closed before, as there may be more of them than a process
  * may hold open. Standard output is a pipe that cannot be taken back: there, frames appear as they come. */
 
-/* One struct for both kinds: planes tells them apart. */
+/* One struct for both kinds: planes tells them apart. Frames come one at a time, so that no more than one is held. */
 struct output {
     char *path;                 /* as given: the pattern, or "-" */
     int64_t w, h, frames, done;
@@ -1677,7 +1840,7 @@ struct output {
 };
 
 /* Finds the one %d or %0Nd of a name, N of one or two digits; false where there is another % or none. The field is
- * understood here and never reaches printf. */
+ * understood here and never reaches printf: a format from the command line could read and write memory. */
 static bool pattern_read(output *o)
 {
     const char *field = strchr(o->path, '%');
@@ -1690,7 +1853,8 @@ static bool pattern_read(output *o)
     return *p == 'd' && (p == field + 1 || o->width > 0) && !strchr(p, '%');
 }
 
-/* Dies where the folder of a name is not there or takes no files. */
+/* Dies with SYSTEM_ERROR where the folder of a name is not there or takes no files, or something else than a file has
+ * the name. Creates nothing; what changes afterwards is found when the file is opened. */
 void output_check(const char *path)
 {
     const char *slash = strrchr(path, '/');
@@ -1702,13 +1866,13 @@ void output_check(const char *path)
     free(folder);
 }
 
-/* "-" or NAME.y4m: one stream; NAME%04d.ppm: one file a frame, from 0 on. Whatever cannot work dies here, before the
- * hours of computing. */
+/* "-" or NAME.y4m: one stream; NAME%04d.ppm: one file a frame, from 0 on. w, h: pixels of every frame. Whatever cannot
+ * work dies here, before the hours of computing: another ending or pattern is BAD_INPUT, a place that takes no files is
+ * SYSTEM_ERROR. */
 output *output_open(const char *path, int64_t w, int64_t h, int64_t frames)
 {
-    const char *dot = strrchr(path, '.');
-    bool standard = strcmp(path, "-") == 0, ppm = dot && strcmp(dot, ".ppm") == 0;
-    if (!standard && !ppm && !(dot && strcmp(dot, ".y4m") == 0))
+    bool standard = strcmp(path, "-") == 0, ppm = fnmatch("*.ppm", path, 0) == 0;
+    if (!standard && !ppm && fnmatch("*.y4m", path, 0) != 0)
         die(BAD_INPUT, "%s: output: got another ending, expected .y4m, -%%04d.ppm, or - alone; rename it", path);
     output *o = allocate(1, sizeof *o);
     *o = (output){ .path = text_of("%s", path), .w = w, .h = h, .frames = frames };
@@ -1724,7 +1888,9 @@ output *output_open(const char *path, int64_t w, int64_t h, int64_t frames)
     return o;
 }
 
-/* Y4M announces 24 frames a second, square pixels, and the chroma position and range of JPEG. */
+/* A frame of the stream, after the header if it is the first. Y4M announces 24 frames a second, square pixels, and the
+ * chroma position and range of JPEG: samples in the middle of their 2 x 2 pixels, all of 0 to 255 in use. X begins a
+ * parameter of somebody's own; FFmpeg reads this one. */
 static void y4m_frame(output *o, const unsigned char *rgb)
 {
     int fd = o->files[0] ? o->files[0]->fd : STDOUT_FILENO;
@@ -1736,7 +1902,7 @@ static void y4m_frame(output *o, const unsigned char *rgb)
     free(head);
 }
 
-/* Each file is complete on the disk, but for its name. */
+/* A frame as a P6 file, maxval 255. It is complete on the disk, but for its name. */
 static void ppm_frame(output *o, const unsigned char *rgb)
 {
     char *name = text_of("%.*s%0*" PRId64 "%s", (int)o->before, o->path, o->width, o->done, o->path + o->after);
@@ -1749,7 +1915,8 @@ static void ppm_frame(output *o, const unsigned char *rgb)
     free(head);
 }
 
-/* rgb: [h][w][3] of the next frame. */
+/* rgb: [h][w][3] of the next frame, 8 bits. SYSTEM_ERROR where it cannot be written. More frames than announced are a
+ * bug of the program. */
 void output_frame(output *o, const unsigned char *rgb)
 {
     if (o->done == o->frames)
@@ -1759,7 +1926,8 @@ void output_frame(output *o, const unsigned char *rgb)
     o->done++;
 }
 
-/* Gives the files their names, after all frames are written. */
+/* Gives the files their names, after all frames are written, and frees the output. Until here a failed run has changed
+ * nothing that the user sees. Fewer frames than announced are a bug of the program. */
 void output_close(output *o)
 {
     if (o->done != o->frames)
@@ -1776,7 +1944,7 @@ void output_close(output *o)
     free(o);
 }
 
-/* JPEG's full-range BT.601, in integers that are exact (halves round up):
+/* RGB [h][w][3] -> the planes of 4:2:0. JPEG's full-range BT.601, in integers that are exact (halves round up):
  *     Y = 0.299 R + 0.587 G + 0.114 B     Cb = 128 + (B - Y) / 1.772     Cr = 128 + (R - Y) / 1.402
  * Times 1000 all factors are whole: Cb = 128 + (886 B - 299 R - 587 G) / 1772, Cr = 128 + (701 R - 587 G - 114 B) /
  * 1402. R, G, B of the chroma are the mean of 2 x 2 pixels, edges replicated; it is not rounded by itself: the sum of
@@ -1803,29 +1971,16 @@ void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *p
 
 /* ---------------------------------------------------------------- dumps
  *
+ *     --dump DIR  ->  DIR/mask.safetensors, ..., DIR/step.000.block.02.attn1.safetensors, ..., DIR/frames.safetensors
+ *
+ * A file a tensor, so that a run that dies leaves what it had computed, and none is held in memory.
  * Inside, channels are last; files have the order of the public code, which the reference data has, too:
  *     AS_IS                   [N][D], [rows][N][D]: tokens have their width last on both sides
  *     CHANNELS_FIRST          [F][h][w][C] -> [C][F][h][w]
  *     ROWS_CHANNELS_FIRST     [B][F][h][w][C] -> [B][C][F][h][w] */
 
-/* Whether some filter matches a name; without filters all are wanted. */
-static bool dump_wanted(const run *r, const char *name)
-{
-    bool wanted = r->nfilters == 0;
-    for (int i = 0; i < r->nfilters && !wanted; i++) wanted = fnmatch(r->filters[i], name, 0) == 0;
-    return wanted;
-}
-
-/* The folder is made at need, one level; that it exists already is the usual case. */
-static void dump_write(const run *r, const char *name, dtype type, shape s, const void *data)
-{
-    char *path = text_of("%s/%s.safetensors", r->dump_dir, name);
-    if (mkdir(r->dump_dir, 0777) != 0 && errno != EEXIST) die_writing(r->dump_dir);
-    safetensors_put(path, &(st_entry){ name, type, s, data }, 1, false);    /* a dump may be lost in a crash: no sync */
-    free(path);
-}
-
-/* Moves the last dimension to place `to` (0 or 1), in the shape and in a copy, which is to be freed. */
+/* Moves the last dimension to place `to` (0 or 1), in the shape and in a copy, which is to be freed. For each row the
+ * data are a matrix [n][c], n the elements between, and its transpose is written. */
 static real *channels_first(const real *from, shape *s, int to)
 {
     int64_t c = s->dim[s->ndim - 1], rows = to ? s->dim[0] : 1, n = (int64_t)shape_elements(*s) / greater(rows * c, 1);
@@ -1838,19 +1993,34 @@ static real *channels_first(const real *from, shape *s, int to)
     return turned;
 }
 
-/* Writes DIR/NAME.safetensors in PyTorch's order; nothing where there are no dumps, or no data yet (planning). */
+/* DIR/NAME.safetensors, where some filter matches the name or there are none. Takes over name. Other orders than AS_IS
+ * are for data of reals. The folder is made at need, one level; that it exists already is the usual case. */
+static void dump_named(const run *r, const void *data, dtype type, shape s, layout order, char *name)
+{
+    bool wanted = r->nfilters == 0;
+    for (int i = 0; i < r->nfilters && !wanted; i++) wanted = fnmatch(r->filters[i], name, 0) == 0;
+    if (wanted) {
+        char *path = text_of("%s/%s.safetensors", r->dump_dir, name);
+        real *turned = order == AS_IS ? NULL : channels_first(data, &s, order == ROWS_CHANNELS_FIRST);
+        if (mkdir(r->dump_dir, 0777) != 0 && errno != EEXIST) die_writing(r->dump_dir);
+        st_entry only = { name, type, s, turned ? turned : data };
+        safetensors_put(path, &only, 1, false);     /* a dump may be lost in a crash: no sync */
+        free(turned);
+        free(path);
+    }
+    free(name);
+}
+
+/* Writes DIR/NAME.safetensors in PyTorch's order, one tensor NAME of the build's own precision; nothing where there are
+ * no dumps, or no data yet (planning). SYSTEM_ERROR where it cannot be written. Names are stages, as in stage_order
+ * below. */
 void dump(const run *r, tensor x, layout order, const char *name, ...)
 {
     if (!r->dump_dir || !x.data) return;
     FORMATTED(full, name);
     shape s = { .ndim = x.ndim };
     memcpy(s.dim, x.dim, sizeof s.dim);
-    if (dump_wanted(r, full)) {
-        real *turned = order == AS_IS ? NULL : channels_first(x.data, &s, order == ROWS_CHANNELS_FIRST);
-        dump_write(r, full, sizeof(real) == 8 ? F64 : F32, s, turned ? turned : x.data);
-        free(turned);
-    }
-    free(full);
+    dump_named(r, x.data, sizeof(real) == 8 ? F64 : F32, s, order, full);
 }
 
 /* The same for data of any type, in PyTorch's order already. */
@@ -1858,8 +2028,7 @@ void dump_data(const run *r, const void *data, dtype type, shape s, const char *
 {
     if (!r->dump_dir || !data) return;
     FORMATTED(full, name);
-    if (dump_wanted(r, full)) dump_write(r, full, type, s, data);
-    free(full);
+    dump_named(r, data, type, s, AS_IS, full);
 }
 
 /* ---------------------------------------------------------------- compare
@@ -1874,7 +2043,10 @@ void dump_data(const run *r, const void *data, dtype type, shape s, const char *
 
 /* The parts of names in the order in which a run makes them. One list serves every level: names are compared part by
  * part, and no two levels disagree. Numbers count, and a name comes after those that it begins (block.03 ends with the
- * stream after block.03.ff). */
+ * stream after block.03.ff):
+ *
+ *     mask < step.000.temb < step.000.block.02.ff < step.000.block.02 < step.000.block.10 < step.001.temb < frames
+ */
 static const char *const stage_order[] = {
     "skip", "time", "norm1", "attn1", "attn2", "pixels", "mask", "clip", "ff", "embed", "layer", "hidden",
     "mask_latents", "masked_latents", "noise", "timesteps", "step", "temb", "text", "image", "patch", "block",
@@ -1882,13 +2054,17 @@ static const char *const stage_order[] = {
     "decoded", "video", "frames",
 };
 
-/* A file with what its metadata says: measured floors by tensor name (floor, a span of text), and whether its case is
+/* GOLDEN is made by PyTorch, which knows how far float32 can be trusted there; its files carry that along:
+ *
+ *     "__metadata__": {"case": "dec-a-01", "floor": "{\"decoded\": 7.908e-07, ...}", ...}
+ *
+ * A file with what its metadata says: measured floors by tensor name (floor, a span of text), and whether its case is
  * one of the trained model's. A pack is all tensors of one side, in execution order. */
 typedef struct { safetensors *file; char *text; json floor; bool tiny; } source;
 typedef struct { const st_tensor *t; const source *from; } entry;
-typedef struct { source *sources; int nsources; entry *entries; int64_t count; } pack;
+typedef struct { source **sources; int nsources; entry *entries; int64_t count; } pack;
 
-/* Rank of a name's first part: numbers by value, then the list, then the rest. An end ranks last. */
+/* Rank of a name's part: numbers by value, then the list, then the rest, all alike. An end ranks last. */
 static int64_t part_rank(const char *part, size_t length)
 {
     const int64_t words = INT64_C(1) << 40;
@@ -1899,6 +2075,8 @@ static int64_t part_rank(const char *part, size_t length)
     return words + i;
 }
 
+/* The order of computing, part by part. Words that the list does not have go by their letters. Different names never
+ * compare equal ("3" and "03" have one rank): the names themselves decide last, so that bsearch finds exactly one. */
 static int by_stage(const void *a, const void *b)
 {
     const char *s = ((const entry *)a)->t->name, *t = ((const entry *)b)->t->name;
@@ -1913,69 +2091,53 @@ static int by_stage(const void *a, const void *b)
     return strcmp(s, t);
 }
 
-/* A new string; empty where the metadata does not say. */
-static char *metadata_word(const safetensors *file, const char *name)
-{
-    json v = json_member(file->metadata, name);
-    return v.text ? json_string(v) : text_of("%s", "");
-}
-
-/* Opens a file and reads the two words of its metadata that set limits. A broken floor would loosen or tighten them
+/* Appends the tensors of a file. The metadata's floor is JSON in a string; a broken one would set other limits
  * silently: BAD_INPUT. */
-static void source_open(source *s, const char *path)
-{
-    char reason[REASON];
-    s->file = safetensors_open(path);
-    s->text = metadata_word(s->file, "floor");
-    if (*s->text && !json_check(s->text, strlen(s->text), false, &s->floor, reason))
-        die(BAD_INPUT, "%s: metadata floor: %s; make the file again", path, reason);
-    char *name = metadata_word(s->file, "case");
-    s->tiny = strncmp(name, "tiny-", 5) == 0;
-    free(name);
-}
-
-/* Appends a file. The array may move: nothing points into it before all are added. */
 static void pack_add(pack *p, const char *path)
 {
-    source *grown = realloc(p->sources, ((size_t)p->nsources + 1) * sizeof *grown);
-    if (!grown) die(SYSTEM_ERROR, "memory: %s: got none, expected some for its name; free some", path);
-    p->sources = grown;
-    p->sources[p->nsources] = (source){0};
-    source_open(&p->sources[p->nsources++], path);
+    char reason[REASON];
+    source *s = allocate(1, sizeof *s);
+    s->file = safetensors_open(path);
+    json floor = json_member(s->file->metadata, "floor"), name = json_member(s->file->metadata, "case");
+    s->text = floor.text ? json_string(floor) : NULL;
+    if (s->text && !json_check(s->text, strlen(s->text), false, &s->floor, reason))
+        die(BAD_INPUT, "%s: metadata floor: %s; make the file again", path, reason);
+    s->tiny = name.text && strncmp(name.text, "\"tiny-", 6) == 0;
+    p->sources = grow(p->sources, (size_t)p->nsources + 1, sizeof *p->sources);
+    p->sources[p->nsources++] = s;
+    p->entries = grow(p->entries, (size_t)(p->count + s->file->count), sizeof *p->entries);
+    for (int64_t i = 0; i < s->file->count; i++) p->entries[p->count++] = (entry){ &s->file->tensors[i], s };
 }
 
-/* All tensors of a file, or of the .safetensors files of a folder, in execution order; no name twice. */
+/* All tensors of a file, or of the .safetensors files of a folder, in execution order; no name twice, since a name
+ * decides what is compared with what. readdir's order does not matter: sorting has one result. BAD_INPUT for anything
+ * else. */
 static pack pack_open(const char *path)
 {
     pack p = {0};
     DIR *folder = opendir(path);
     if (!folder) pack_add(&p, path);
     for (const struct dirent *d; folder && (d = readdir(folder));) {
-        const char *dot = strrchr(d->d_name, '.');
-        if (!dot || strcmp(dot, ".safetensors") != 0) continue;
+        if (fnmatch("*.safetensors", d->d_name, 0) != 0) continue;
         char *name = text_of("%s/%s", path, d->d_name);
         pack_add(&p, name);
         free(name);
     }
     if (folder) closedir(folder);
-    for (int f = 0; f < p.nsources; f++) p.count += p.sources[f].file->count;
-    p.entries = allocate((size_t)p.count, sizeof *p.entries);
-    entry *to = p.entries;
-    for (int f = 0; f < p.nsources; f++)
-        for (int64_t i = 0; i < p.sources[f].file->count; i++)
-            *to++ = (entry){ &p.sources[f].file->tensors[i], &p.sources[f] };
-    qsort(p.entries, (size_t)p.count, sizeof *p.entries, by_stage);
+    if (p.count > 0) qsort(p.entries, (size_t)p.count, sizeof *p.entries, by_stage);
     for (int64_t i = 1; i < p.count; i++)
         if (strcmp(p.entries[i - 1].t->name, p.entries[i].t->name) == 0)
             die(BAD_INPUT, "%s: tensor %s: got it in two files, expected one; move one", path, p.entries[i].t->name);
     return p;
 }
 
+/* Unmaps everything: entries and verdicts of this pack are of no use afterwards. */
 static void pack_close(pack *p)
 {
     for (int f = 0; f < p->nsources; f++) {
-        safetensors_close(p->sources[f].file);
-        free(p->sources[f].text);
+        safetensors_close(p->sources[f]->file);
+        free(p->sources[f]->text);
+        free(p->sources[f]);
     }
     free(p->sources);
     free(p->entries);
@@ -1984,21 +2146,25 @@ static void pack_close(pack *p)
 /* The tensor of the same name, or NULL: the order of stages ends in that of the names, so it finds by name. */
 static const st_tensor *pack_find(const pack *p, const st_tensor *like)
 {
-    const entry key = { like, NULL }, *found = bsearch(&key, p->entries, (size_t)p->count, sizeof key, by_stage);
+    const entry key = { .t = like }, *found = NULL;
+    if (p->count > 0) found = bsearch(&key, p->entries, (size_t)p->count, sizeof key, by_stage);
     return found ? found->t : NULL;
 }
 
-/* One tensor of GOLDEN against its namesake. */
+/* One tensor of GOLDEN against its namesake: what was measured, and what was allowed. Integers, timesteps, noise and
+ * the mask are compared exactly, everything else by length. */
 typedef struct {
     const st_tensor *golden, *mine;     /* mine NULL: missing */
     bool alike, exact, passed;          /* same shape and kind of type; compared element by element; within limits */
     double error, limit;                /* rel-L2; exact: the largest difference */
-    double share, allowed;              /* share of elements that differ, and of those that may (exact) */
+    double allowed;                     /* exact: the share of elements that may differ by up to the limit */
     double most; uint64_t at;           /* largest difference, or the first that is not finite, and where */
     uint64_t differing, nonfinite;      /* elements; values of MINE */
 } verdict;
 
-/* One pass over both, in double. Differences that are not numbers count as largest. */
+/* One pass over both, in double: rel-L2 = |golden - mine| / |golden|, the Euclidean length of all elements. It is the
+ * measure because one limit fits all stages, whatever their size and scale; the largest difference is for finding the
+ * place. Differences that are not numbers count as largest, the first of them. */
 static void measure(verdict *v)
 {
     double golden2 = 0, mine2 = 0, difference2 = 0;
@@ -2009,15 +2175,14 @@ static void measure(verdict *v)
         v->nonfinite += isfinite(b) ? 0 : 1;
         if (!(d <= v->most) && !isnan(v->most)) v->most = d, v->at = i;
     }
-    v->share = (double)v->differing / (double)(v->golden->count ? v->golden->count : 1);
     /* Where all of GOLDEN is 0 there is nothing to be relative to: the error is MINE's own length. */
     v->error = v->exact ? v->most : golden2 == 0 ? sqrt(mine2) : sqrt(difference2) / sqrt(golden2);
 }
 
-/* Limits, with their reasons. Double: sums in another order move a result by less than 1e-12, storing it as F32 by
- * 6e-8. Float: 8 times what plain float32 PyTorch differs from the truth (metadata floor), at least 2e-6 (another order
- * of sums), at most 6e-5 (beyond lie real bugs) unless a trained model amplifies. Frames are truncated, so that the
- * least difference may turn one over. */
+/* Limits, with their reasons. Exact: integers, and what the model's arithmetic has not touched. Double: sums in another
+ * order move a result by less than 1e-12, storing it as F32 by 6e-8. Float: 8 times what plain float32 PyTorch differs
+ * from the truth (metadata floor), at least 2e-6 (another order of sums), at most 6e-5 (beyond lie real bugs) unless a
+ * trained model amplifies. Frames are truncated, so that the least difference may turn one over. */
 static void set_limits(verdict *v, const source *from, bool fp64)
 {
     static const char *const exact[] = { "timesteps", "noise", "mask" };
@@ -2037,25 +2202,27 @@ static void set_limits(verdict *v, const source *from, bool fp64)
     }
 }
 
-/* Missing, another shape, or integers against floats: not alike, and not passed, whatever the values. The widths of
- * floats may differ: a double build compares with F32 truths. */
+/* The verdict on one tensor of GOLDEN. Missing, another shape, or integers against floats: not alike, and not passed,
+ * whatever the values. The widths of floats may differ: a double build compares with F32 truths. A type that has no
+ * numbers here is BAD_INPUT. */
 static verdict judge(const entry *e, const pack *mine, bool fp64)
 {
     verdict v = { .golden = e->t, .mine = pack_find(mine, e->t) };
-    const st_tensor *both[] = { v.golden, v.mine };
-    for (int i = 0; i < (v.mine ? 2 : 1); i++)
-        if (!is_integer(both[i]->type) && !is_computable(both[i]->type))
-            die(BAD_INPUT, "tensor %s: got the type %s, expected integers or floats; convert it", e->t->name,
-                dtype_name[both[i]->type]);
+    const st_tensor *odd = !is_number(e->t->type) ? e->t : v.mine && !is_number(v.mine->type) ? v.mine : NULL;
+    if (odd)
+        die(BAD_INPUT, "tensor %s: got the type %s, expected integers or floats; convert it", odd->name,
+            dtype_name[odd->type]);
     set_limits(&v, e->from, fp64);
     v.alike = v.mine && v.golden->ndim == v.mine->ndim && is_integer(v.golden->type) == is_integer(v.mine->type) &&
               memcmp(v.golden->dim, v.mine->dim, (size_t)v.golden->ndim * sizeof *v.golden->dim) == 0;
     if (v.alike) measure(&v);
-    v.passed = v.alike && v.error <= v.limit && (!v.exact || v.share <= v.allowed);
+    bool few = !v.exact || (double)v.differing <= v.allowed * (double)v.golden->count;
+    v.passed = v.alike && v.error <= v.limit && few;
     return v;
 }
 
-/* One line about a tensor, without its end. */
+/* One line about a tensor, without its end. The place of the largest difference is shown as an index into the shape,
+ * from the flat one by division, last dimension first. 17 digits tell any two doubles apart. */
 static void report(const verdict *v)
 {
     const st_tensor *g = v->golden, *m = v->mine;
@@ -2079,10 +2246,11 @@ static void report(const verdict *v)
     free(expected), free(got), free(place), free(index);
 }
 
-/* How much of its limit an error takes; exact tensors that pass take none. */
+/* How much of its limit an error takes, for choosing the worst of those that passed; exact tensors take none. */
 static double part_of_limit(const verdict *v) { return v->exact ? 0 : v->error / v->limit; }
 
-/* Whether the limits are those of double arithmetic; by default those of this build. */
+/* Whether the limits are those of double arithmetic; by default those of this build, of which MINE usually comes.
+ * Another word is BAD_INPUT. */
 static bool class_read(const char *class)
 {
     if (class && strcmp(class, "fp32") != 0 && strcmp(class, "fp64") != 0)
@@ -2090,8 +2258,10 @@ static bool class_read(const char *class)
     return class ? strcmp(class, "fp64") == 0 : sizeof(real) == 8;
 }
 
-/* Every tensor of GOLDEN must be in MINE and within its limit. Prints the first that is not, in execution order, or
- * the worst that is. NaN never passes: conditions are written "error <= limit". */
+/* Every tensor of GOLDEN must be in MINE and within its limit; what only MINE has is counted and does no harm, so that
+ * a pack may hold a part of a run. Prints the first that is not within, in execution order, or the worst that is.
+ * class: "fp32", "fp64", or NULL for this build's. Returns DONE or DIFFERS; unreadable files and no common name are
+ * BAD_INPUT. NaN never passes: conditions are written "error <= limit". */
 int compare(const char *golden, const char *mine, const char *class, bool verbose)
 {
     bool fp64 = class_read(class);

@@ -29,6 +29,7 @@
 #include <omp.h>
 #define PARALLEL_FOR _Pragma("omp parallel for schedule(dynamic) if(large)")
 #define PARALLEL_FOR_EVEN _Pragma("omp parallel for schedule(static) if(large)")
+/* Which of the threads runs this: chooses its scratch, never a number. */
 static int thread_number(void) { return omp_get_thread_num(); }
 int64_t ruyi_threads(void) { return omp_get_max_threads(); }
 #else
@@ -58,6 +59,7 @@ enum {
     SMALL = 1 << 15,            /* elements that one thread does alone */
 };
 
+/* Small arithmetic. fma_real is fmaf or fma, whichever rounds to `real`: C's generic name would need <tgmath.h>. */
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static real fma_real(real a, real b, real c) { return _Generic(c, float: fmaf, double: fma)(a, b, c); }
@@ -83,7 +85,7 @@ arena arena_new(size_t bytes)
 {
     arena a = { .size = (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT };
     a.base = aligned_alloc(ALIGNMENT, a.size);
-    if (!a.base)
+    if (!a.base)                /* what the plan found is what is missing now, before the first hour of work */
         die(SYSTEM_ERROR, "memory: arena: wanted %zu bytes, got none; use a smaller --size, fewer --frames, or a machine "
             "with more memory", a.size);
 #ifdef MADV_HUGEPAGE
@@ -94,6 +96,7 @@ arena arena_new(size_t bytes)
     return a;
 }
 
+/* Marks and resets. A tensor that was made after a mark is gone after the reset to it: its memory will be used again. */
 void arena_free(arena *a) { free(a->base); *a = (arena){ 0 }; }
 size_t arena_mark(const arena *a) { return a->low; }
 void arena_reset(arena *a, size_t mark) { a->low = mark; }
@@ -328,7 +331,7 @@ void weight_row(weight w, int64_t row, int64_t first, int64_t count, real *out)
 {
     int64_t width = weight_count(w) / w.dim[0];
     widen(w.data + (row * width + first) * (dtype_bits[w.type] / 8), w.type, count, out);
-    for (const lora *l = w.lora; l; l = l->next)
+    for (const lora *l = w.lora; l; l = l->next)        /* the matrix on disk stays as it is; merged rows exist here only */
         for (int64_t r = 0; r < l->up.dim[1]; r++) {
             real up, down[CHUNK];
             weight_row(l->up, row, r, 1, &up);
@@ -342,7 +345,8 @@ void weight_row(weight w, int64_t row, int64_t first, int64_t count, real *out)
         }
 }
 
-/* A whole parameter (bias, norm weight, table), widened into the arena. NULL for an absent one, and while planning. */
+/* A whole parameter (bias, norm weight, table), widened into the arena: these are small and read often. NULL for an absent
+ * one, and while planning. */
 real *weight_vector(arena *a, weight w)
 {
     if (!w.data)
@@ -354,7 +358,7 @@ real *weight_vector(arena *a, weight w)
     return out;
 }
 
-/* Rows [first, first + count) of a packed parameter: q, k, v of an in_proj. */
+/* Rows [first, first + count) of a packed parameter: q, k, v of an in_proj. A view; the bytes are the file's. */
 weight weight_rows(weight w, int64_t first, int64_t count)
 {
     w.data += first * (weight_count(w) / w.dim[0]) * (dtype_bits[w.type] / 8);
@@ -476,6 +480,12 @@ void sincos_own(double x, double *sine, double *cosine)
 }
 
 /* ---------------------------------------------------------------- the micro-kernel
+ *
+ *                              NR outputs, packed b [k][NR]
+ *                              b b b b b b b b
+ *     MR rows of a    a   ->   . . . . . . . .      for each k: load one row of b (NV vectors),
+ *     [MR][STRIDE]    a   ->   . . . . . . . .      broadcast MR numbers of a, MR x NV multiply-adds
+ *                     a   ->   . . . . . . . .
  *
  * A tile of MR x NR outputs is held in registers while k runs over one chunk: NR = NV vectors of LANES outputs that
  * lie side by side, MR broadcast values of the other operand. Each lane is one output with its own sum, so the
@@ -619,13 +629,13 @@ static void product_block(const product *p, int64_t m0, int64_t m1, int64_t n0, 
     real *rows = scratch, *tile = rows + ROWS;
     int64_t columns = divide_up(n1 - n0, NR) * NR;
     memset(rows, 0, ROWS * sizeof(real));       /* rows beyond m are computed and thrown away: let them be numbers */
-    for (int64_t first = 0; first < p->k; first += CHUNK) {
+    for (int64_t first = 0; first < p->k; first += CHUNK) {         /* outermost: y takes one partial sum a chunk, in order */
         int64_t count = smaller(CHUNK, p->k - first);
-        for (int64_t m = m0; m < m1; m += MR) {
+        for (int64_t m = m0; m < m1; m += MR) {                     /* the chunk of the panel stays in the second cache */
             int64_t high = smaller(MR, m1 - m);
             micro_kernel *kernel = micro_for(high);
             p->copy(p, m, high, first, count, rows);
-            for (int64_t n = n0; n < n1; n += NR) {
+            for (int64_t n = n0; n < n1; n += NR) {                 /* the rows stay in the first */
                 (group_width(n1 - n) == NR ? kernel : micro_narrow)(count, rows, panel + first * columns + (n - n0) * count, tile);
                 add_tile(p, m, high, n, tile, first == 0);
             }
@@ -902,7 +912,7 @@ static void attention_values(const attention_task *t, attention_scratch s, int64
 {
     for (int64_t d = 0; d < t->head; d += MR) {
         int64_t rows = smaller(MR, t->head - d);
-        for (int64_t j = 0; j < keys; j++)
+        for (int64_t j = 0; j < keys; j++)                          /* V on its side: MR channels, the chunk's keys */
             for (int64_t r = 0; r < rows; r++)
                 s.rows[r * STRIDE + j] = t->v[(key0 + j) * t->stride + d + r];
         for (int64_t i = 0; i < tiles; i++) {
@@ -918,7 +928,7 @@ static void attention_values(const attention_task *t, attention_scratch s, int64
 /* Queries [first, first + count) of one sequence and head; count <= QUERIES. */
 static void attention_block(const attention_task *t, int64_t first, int64_t count, attention_scratch s)
 {
-    int64_t tiles = divide_up(count, NR), columns = tiles * NR;
+    int64_t tiles = divide_up(count, NR), columns = tiles * NR;      /* columns beyond count are queries of zeros */
     memset(s.rows, 0, ROWS * sizeof(real));
     memset(s.o, 0, (size_t)(columns * t->head) * sizeof(real));
     for (int64_t i = 0; i < columns; i++) {
@@ -1073,7 +1083,8 @@ static void group_row(const group_sums *g, int64_t row)
     }
 }
 
-/* Adds the rows' sums of every `span_rows` consecutive rows in order and gives the mean over `count` numbers to each. */
+/* Adds the rows' sums of every `span_rows` consecutive rows in order and gives their mean to each of the rows. One
+ * thread: the order of rows is part of the definition, and there are few of them. */
 static void group_gather(const group_sums *g, int64_t span_rows, double *means)
 {
     double count = (double)(span_rows * g->width * (g->channels / g->groups));
@@ -1121,11 +1132,11 @@ void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, laye
     if (!x.data)
         return;
     bool large = tensor_count(x) > SMALL;
-    PARALLEL_FOR_EVEN
+    PARALLEL_FOR_EVEN                           /* first pass: sums of the values, then means */
     for (int64_t row = 0; row < g.rows; row++)
         group_row(&g, row);
     group_gather(&g, span * x.dim[1], mean);
-    g.mean = mean;
+    g.mean = mean;                              /* second pass: sums of centred squares, then 1 / deviation */
     PARALLEL_FOR_EVEN
     for (int64_t row = 0; row < g.rows; row++)
         group_row(&g, row);
@@ -1137,7 +1148,8 @@ void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, laye
         group_apply(&g, y.data, row, scale, shift, silu);
 }
 
-/* Turns adjacent pairs (2i, 2i + 1) of one head by the angles whose cosine and sine table[i] holds. */
+/* Turns adjacent pairs (2i, 2i + 1) of one head by the angles whose cosine and sine table[i] holds:
+ *     (p, q) becomes (p cos - q sin, q cos + p sin). In double; one rounding. apply_rotary_emb of diffusers. */
 static void rotate(real *x, int64_t head, const double *table)
 {
     for (int64_t i = 0; i < head / 2; i++) {
@@ -1189,7 +1201,7 @@ void activate(tensor x, activation f)
     }
 }
 
-/* y += x, element by element. */
+/* y += x, element by element: what every residual branch ends in. Shapes may differ, counts may not. */
 void add(tensor y, tensor x)
 {
     if (tensor_count(y) != tensor_count(x))
@@ -1251,7 +1263,7 @@ double burn_peak(arena *a)
  * is float whatever `real` is, and every line is one rounding.
  */
 
-/* torch.Generator().manual_seed(seed): only the low 32 bits count. */
+/* torch.Generator().manual_seed(seed): only the low 32 bits count. A number left over from the pair before is forgotten. */
 void generator_seed(generator *g, uint64_t seed)
 {
     *g = (generator){ .next = 624 };
@@ -1277,7 +1289,8 @@ static uint32_t generator_word(generator *g)
     return y ^ y >> 18;
 }
 
-/* Cephes logf: x = 2^e m, sqrt(1/2) <= m < sqrt(2), a polynomial in m - 1. x > 0. */
+/* Cephes logf: x = 2^e m, sqrt(1/2) <= m < sqrt(2), ln x = e ln 2 + m' - m'^2/2 + m'^3 P(m') with m' = m - 1, ln 2 in two
+ * parts. x > 0. Not our log: torch's draws are defined by it, to the last bit. */
 static float cephes_log(float x)
 {
     static const float c[] = { -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
@@ -1299,7 +1312,8 @@ static float cephes_log(float x)
     return fmaf(e, 0.693359375f, m + y);
 }
 
-/* Cephes sincosf for 0 <= t <= 2 pi: octants, pi/4 in three parts, two polynomials. */
+/* Cephes sincosf for 0 <= t <= 2 pi: j counts eighths of the circle, rounded up to even; x is what is left, pi/4 taken off
+ * in three parts; a polynomial for the cosine and one for the sine, swapped and signed by j. */
 static void cephes_sincos(float t, float *sine, float *cosine)
 {
     int32_t j = ((int32_t)(t * 1.27323954473516f) + 1) & ~1;
@@ -1319,7 +1333,8 @@ static void cephes_sincos(float t, float *sine, float *cosine)
         *cosine = -*cosine;
 }
 
-/* 16 uniform numbers become 16 normal ones: element j with element j + 8. */
+/* 16 uniform numbers become 16 normal ones: element j gives the radius, element j + 8 the angle (Box and Muller 1958).
+ * 1 - u keeps the logarithm away from 0. Adding 0 turns -0 into 0, as torch's code does. */
 static void box_muller_16(float *u)
 {
     for (int j = 0; j < 8; j++) {
@@ -1354,7 +1369,8 @@ static float normal_single(generator *g)
     return (float)(r * cosine);
 }
 
-/* count normal numbers as torch.randn(count) draws them next from this generator. */
+/* count normal numbers as torch.randn(count) draws them next from this generator. Two algorithms, as in torch: fewer than
+ * 16 numbers come one by one in double, 16 and more in blocks from 24-bit uniforms. */
 void generator_randn(generator *g, float *out, int64_t count)
 {
     if (count < 16) {

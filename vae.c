@@ -7,16 +7,21 @@
  *               [F][h][w][2Z]  conv_norm_out, SiLU, conv_out; quant_conv: mean and log variance
  *     decoder   [F][h][w][Z]   post_quant_conv, conv_in, mid_block
  *               [F][h][w][cL]  up_blocks.0: layers_per_block + 1 residual blocks, then an upsampler (not in the last)
- *                  ...
+ *                  ...         each upsampler doubles H and W; a SpatialTemporal one doubles T, too
  *               [T][H][W][3]   conv_norm_out, SiLU, conv_out
  *
- * A video is coded in slices along time (slice_next), a large picture in tiles (vae_tiles). What lies in front of a
- * slice is the business of the convolutions' padding mode (conv in tensor.c).
+ * The published model has 4 levels: 8 pixels a latent in space, 4 frames a latent in time, Z = 16.
+ *
+ * A video is coded in slices along time (slice_next), a large picture in tiles (code_tiles). Both bound the memory, and
+ * both change the numbers: GroupNorm and attention see only what is in the slice and the tile. So they are part of the
+ * model, not knobs. What lies in front of a slice is the business of the convolutions' padding mode.
  *
  * Invariants: a slice's activations live above `floor` in the arena; every step returns one tensor there and frees
  * the one before. At most three tensors are alive at a time beside the weights: the stream, and a residual block's two.
  *
- * Mirrors: ruyi/models/autoencoder_magvit.py, ruyi/vae/ldm/models/omnigen_enc_dec.py, .../vaemodules/ of the public code.
+ * Mirrors, in the public code: ruyi/models/autoencoder_magvit.py (AutoencoderKLMagvit: quant_conv, tiles) and
+ * ruyi/vae/ldm/models/omnigen_enc_dec.py (Encoder, Decoder: slices). The layers are in ruyi/vae/ldm/modules/vaemodules:
+ * common.py, down_blocks.py, up_blocks.py, mid_blocks.py, attention.py, downsamplers.py, upsamplers.py.
  */
 #include "ruyi.h"
 
@@ -24,9 +29,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct { layer norm1, conv1, norm2, conv2, shortcut; } resblock;    /* ResidualBlock3D */
+/* ResidualBlock3D: norm1 [Cin], conv1 [Cout][27][Cin], norm2 [Cout], conv2 [Cout][27][Cout], and where Cin and Cout
+ * differ shortcut [Cout][1][Cin]. */
+typedef struct { layer norm1, conv1, norm2, conv2, shortcut; } resblock;
+
+/* Attention3D, SpatialAttention or TemporalAttention: all [C][C] but group_norm [C]. */
 typedef struct { layer group_norm, to_q, to_k, to_v, to_out; } attention_weights;
-typedef struct { resblock *convs; layer sampler; } level;                   /* one of down_blocks or up_blocks */
+
+/* One of down_blocks or up_blocks: its residual blocks, and the convolution of its sampler (absent in the last). */
+typedef struct { resblock *convs; layer sampler; } level;
 
 /* Encoder or decoder. */
 typedef struct {
@@ -34,7 +45,7 @@ typedef struct {
     layer quant;                /* quant_conv or post_quant_conv, 1 x 1 x 1 */
     level levels[MAX_LEVELS];
     resblock *mid_convs;        /* [layers_per_block] */
-    attention_weights *mid_attentions;    /* [layers_per_block - 1][2]: one, or spatial then temporal */
+    attention_weights (*mid_attentions)[2];     /* [layers_per_block - 1]: one, or spatial then temporal */
 } coder;
 
 struct vae {
@@ -45,14 +56,29 @@ struct vae {
 
 const vae_config *vae_settings(const vae *v) { return &v->config; }
 const weights *vae_weights(const vae *v) { return v->weights; }
+
+/* Every level but the last has a sampler, and every sampler halves or doubles the sides. */
 int64_t vae_scale(const vae_config *c) { return (int64_t)1 << (c->levels - 1); }
 
-/* ---------------------------------------------------------------- configuration */
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* down_block_types or up_block_types: which levels change the length in time, too. */
+/* A new tensor as long, high and wide as x [T][H][W][C], with that many channels. */
+static tensor same_size(arena *a, tensor x, int64_t channels)
+{
+    return tensor_new(a, SHAPE(x.dim[0], x.dim[1], x.dim[2], channels));
+}
+
+/* ---------------------------------------------------------------- configuration
+ *
+ * vae/config.json. A field that is absent has the default of AutoencoderKLMagvit.__init__. Whatever this program cannot
+ * compute is refused here, with file and field, before a weight is read. */
+
+/* down_block_types or up_block_types -> time[levels]: which levels change the length in time, too. The other block
+ * types of the public code (with attention, temporal only) are in no published model. */
 static void read_block_types(config file, const char *field, const char *direction, int64_t levels, bool *time)
 {
-    char *words[MAX_LEVELS], *spatial = text_of("Spatial%sBlock3D", direction), *both = text_of("SpatialTemporal%sBlock3D", direction);
+    char *spatial = text_of("Spatial%sBlock3D", direction), *both = text_of("SpatialTemporal%sBlock3D", direction);
+    char *words[MAX_LEVELS];
     int n = config_words(file, field, words, MAX_LEVELS);
     if (n != levels)
         config_refuse(file, field, "expected as many block types as ch_mult has numbers, %lld", (long long)levels);
@@ -66,6 +92,7 @@ static void read_block_types(config file, const char *field, const char *directi
     free(both);
 }
 
+/* The names stand in the order of mid_attention. */
 static mid_attention read_attention_type(config file)
 {
     static const char *const names[] = { "3d", "spatial", "temporal", "spatial_temporal" };
@@ -87,6 +114,7 @@ static void expect_word(config file, const char *field, const char *expected, co
     free(word);
 }
 
+/* use_gc_blocks is null, or a list of booleans, one a level. */
 static void refuse_gc_blocks(config file)
 {
     json list = config_member(file, "use_gc_blocks"), cursor = { 0 }, value;
@@ -95,33 +123,45 @@ static void refuse_gc_blocks(config file)
             config_refuse(file, "use_gc_blocks", "expected null or false; global context blocks are not supported");
 }
 
+/* SpatialUpBlock3D builds its upsampler for the channels that enter the level, SpatialTemporalUpBlock3D for those that
+ * leave it (up_blocks.py). After residual blocks that change the channels the former cannot run, in PyTorch neither. */
+static void check_up_blocks(config file, const vae_config *c)
+{
+    for (int64_t i = 0; i + 1 < c->levels; i++) {   /* up_blocks.i: from the channels of level L-i to those of L-1-i */
+        int64_t out = c->channels[c->levels - 1 - i], in = i ? c->channels[c->levels - i] : out;
+        if (!c->up_time[i] && in != out)
+            config_refuse(file, "up_block_types", "expected another type at %lld: SpatialUpBlock3D upsamples only "
+                          "where its channels stay the same; they go from %lld to %lld", (long long)i, (long long)in,
+                          (long long)out);
+    }
+}
+
 /* What must hold between fields. */
 static void check_config(config file, const vae_config *c)
 {
+    int64_t deepest = c->channels[c->levels - 1];
     for (int64_t i = 0; i < c->levels; i++)
         if (c->channels[i] % c->norm_num_groups)
             config_refuse(file, "norm_num_groups", "expected a divisor of the %lld channels of level %lld",
                           (long long)c->channels[i], (long long)i);
-    if (c->channels[c->levels - 1] % c->mid_block_num_attention_heads)
-        config_refuse(file, "mid_block_num_attention_heads", "expected a divisor of the %lld channels of the last level",
-                      (long long)c->channels[c->levels - 1]);
-    for (int64_t i = 0; i + 1 < c->levels; i++) {       /* up_blocks.i goes from the channels of level L-i to those of L-1-i */
-        int64_t out = c->channels[c->levels - 1 - i], in = i ? c->channels[c->levels - i] : out;
-        if (!c->up_time[i] && in != out)
-            config_refuse(file, "up_block_types", "expected another type at %lld: SpatialUpBlock3D upsamples only where its "
-                          "channels stay the same; they go from %lld to %lld", (long long)i, (long long)in, (long long)out);
-    }
+    if (deepest % c->mid_block_num_attention_heads)
+        config_refuse(file, "mid_block_num_attention_heads", "expected a divisor of the %lld channels of the last "
+                      "level", (long long)deepest);
+    check_up_blocks(file, c);
     if (c->block_out_channels && c->block_out_channels != c->levels)
-        config_refuse(file, "block_out_channels", "expected as many numbers as ch_mult has, %lld: both give the scale of the "
-                      "latents", (long long)c->levels);
+        config_refuse(file, "block_out_channels", "expected as many numbers as ch_mult has, %lld: both give the scale "
+                      "of the latents", (long long)c->levels);
     if (!(c->tile_overlap_factor >= 0 && c->tile_overlap_factor < 1))
         config_refuse(file, "tile_overlap_factor", "expected 0 <= factor < 1");
+    /* tiles start every int(size * (1 - overlap)), which must not be 0 */
     if ((c->tile_encoder || c->tile_decoder) && (double)c->tile_latent_min_size * (1 - c->tile_overlap_factor) < 1)
         config_refuse(file, "tile_sample_min_size", "expected more, enough for tiles of the latents");
     if (!(c->scaling_factor != 0 && isfinite(c->scaling_factor)))
         config_refuse(file, "scaling_factor", "expected a number that is not 0");
 }
 
+/* Channels of level i are ch * ch_mult[i]. block_out_channels is read by nothing but the pipeline, which takes the
+ * scale of the latents from its length; it must therefore agree with ch_mult. */
 static void read_channels(config file, vae_config *c)
 {
     int64_t ch = config_int(file, "ch", 128, 1, 65536), mult[MAX_LEVELS] = { 1, 2, 4, 4 };
@@ -130,24 +170,38 @@ static void read_channels(config file, vae_config *c)
     if (n == 0)
         config_refuse(file, "ch_mult", "expected at least one number");
     for (int64_t i = 0; i < c->levels; i++) {
-        c->channels[i] = ch * mult[i];
         if (mult[i] < 1 || mult[i] > 65536)
             config_refuse(file, "ch_mult", "expected numbers from 1 to 65536");
+        c->channels[i] = ch * mult[i];
     }
     int64_t unused[MAX_LEVELS];
     n = config_ints(file, "block_out_channels", unused, MAX_LEVELS);
     c->block_out_channels = n < 0 ? 0 : n;
 }
 
+/* Three switches choose the slices, of which the first that is on wins. slice_mag_vae is on by default. */
+static slice_mode read_slice_mode(config f)
+{
+    bool cache = config_bool(f, "cache_compression_vae", false);
+    bool compression = config_bool(f, "slice_compression_vae", false);
+    bool mag = config_bool(f, "slice_mag_vae", true);
+    return cache ? SLICE_CACHE : compression ? SLICE_COMPRESSION : mag ? SLICE_MAG : SLICE_NONE;
+}
+
+/* The whole file. mini_batch_encoder and mini_batch_decoder are the lengths of slices in frames and in latent frames;
+ * the pipeline also takes its ratio of frames to latent frames from them. tile_latent_min_size is int(sample size /
+ * scale). */
 static vae_config read_config(const char *folder)
 {
     config f = config_open(folder, "config.json");
     vae_config c = {
-        .file = f, .in_channels = config_int(f, "in_channels", 3, 3, 3), .out_channels = config_int(f, "out_channels", 3, 3, 3),
+        .file = f,
+        .in_channels = config_int(f, "in_channels", 3, 3, 3), .out_channels = config_int(f, "out_channels", 3, 3, 3),
         .latent_channels = config_int(f, "latent_channels", 4, 1, 4096),
         .layers_per_block = config_int(f, "layers_per_block", 2, 1, 1000),
         .norm_num_groups = config_int(f, "norm_num_groups", 32, 1, 65536),
         .scaling_factor = config_real(f, "scaling_factor", 0.1825),
+        .mode = read_slice_mode(f),
         .mini_batch_encoder = config_int(f, "mini_batch_encoder", 9, 1, 100000),
         .mini_batch_decoder = config_int(f, "mini_batch_decoder", 3, 1, 100000),
         .mid_block_use_attention = config_bool(f, "mid_block_use_attention", true),
@@ -157,9 +211,7 @@ static vae_config read_config(const char *folder)
         .tile_sample_min_size = config_int(f, "tile_sample_min_size", 384, 1, 1 << 20),
         .tile_overlap_factor = config_real(f, "tile_overlap_factor", 0.25),
     };
-    bool mag = config_bool(f, "slice_mag_vae", true), tiling = config_bool(f, "use_tiling", false);
-    c.mode = config_bool(f, "cache_compression_vae", false) ? SLICE_CACHE
-           : config_bool(f, "slice_compression_vae", false) ? SLICE_COMPRESSION : mag ? SLICE_MAG : SLICE_NONE;
+    bool tiling = config_bool(f, "use_tiling", false);      /* both directions */
     c.tile_encoder = config_bool(f, "use_tiling_encoder", false) || tiling;
     c.tile_decoder = config_bool(f, "use_tiling_decoder", false) || tiling;
     read_channels(f, &c);
@@ -173,25 +225,39 @@ static vae_config read_config(const char *folder)
     return c;
 }
 
-/* ---------------------------------------------------------------- weights */
+/* ---------------------------------------------------------------- weights
+ *
+ * Bound by the names that PyTorch's modules give them, with the shapes that the configuration implies; bind dies with
+ * the name of a tensor that is missing or has another shape. Convolutions come as [Cout][Cin][3][3][3] and are kept as
+ * [Cout][27][Cin], so that a kernel's innermost sum runs over consecutive channels. */
 
-static layer bind_conv3(weights *w, int64_t out, int64_t in, const char *name)
-{
-    return bind_convolution(w, SHAPE(out, in, 3, 3, 3), "%s", name);
-}
-
+/* NAME.norm1 .. NAME.shortcut. ResidualBlock3D.__init__. */
 static resblock bind_resblock(weights *w, const char *name, int64_t in, int64_t out)
 {
-    char *conv1 = text_of("%s.conv1", name), *conv2 = text_of("%s.conv2", name);
-    resblock b = { .norm1 = bind_norm(w, in, "%s.norm1", name), .conv1 = bind_conv3(w, out, in, conv1),
-                   .norm2 = bind_norm(w, out, "%s.norm2", name), .conv2 = bind_conv3(w, out, out, conv2) };
+    resblock b = {
+        .norm1 = bind_norm(w, in, "%s.norm1", name),
+        .conv1 = bind_convolution(w, SHAPE(out, in, 3, 3, 3), "%s.conv1", name),
+        .norm2 = bind_norm(w, out, "%s.norm2", name),
+        .conv2 = bind_convolution(w, SHAPE(out, out, 3, 3, 3), "%s.conv2", name),
+    };
     if (in != out)
         b.shortcut = bind_convolution(w, SHAPE(out, in, 1, 1, 1), "%s.shortcut", name);
-    free(conv1);
-    free(conv2);
     return b;
 }
 
+/* PARENT.convs.0 .. count-1, a new list. Only the first changes the channels. */
+static resblock *bind_resblocks(weights *w, const char *parent, int64_t count, int64_t in, int64_t out)
+{
+    resblock *list = allocate((size_t)count, sizeof *list);
+    for (int64_t i = 0; i < count; i++) {
+        char *name = text_of("%s.convs.%lld", parent, (long long)i);
+        list[i] = bind_resblock(w, name, i ? out : in, out);
+        free(name);
+    }
+    return list;
+}
+
+/* Attention.__init__ of attention.py, all four projections with bias. */
 static attention_weights bind_mid_attention(weights *w, const char *name, int64_t c)
 {
     return (attention_weights){
@@ -201,56 +267,53 @@ static attention_weights bind_mid_attention(weights *w, const char *name, int64_
     };
 }
 
-/* NAME.N, bound as a residual block of the list. */
-static void bind_resblocks(weights *w, resblock *list, int64_t count, const char *name, int64_t in, int64_t out)
-{
-    for (int64_t i = 0; i < count; i++) {
-        char *one = text_of("%s.%lld", name, (long long)i);
-        list[i] = bind_resblock(w, one, i ? out : in, out);
-        free(one);
-    }
-}
-
+/* MidBlock3D: one residual block more than attentions. The spatial_temporal type has a list of two attentions at every
+ * place (attentions.I.0, .1), the others have one (attentions.I). */
 static void bind_mid(weights *w, const vae_config *c, coder *k, const char *half)
 {
-    int64_t channels = c->channels[c->levels - 1], attentions = c->mid_block_use_attention ? c->layers_per_block - 1 : 0;
+    int64_t channels = c->channels[c->levels - 1], layers = c->layers_per_block;
     bool pair = c->mid_block_attention_type == ATTEND_SPATIAL_TEMPORAL;
-    char *convs = text_of("%s.mid_block.convs", half);
-    k->mid_convs = allocate((size_t)c->layers_per_block, sizeof *k->mid_convs);
-    bind_resblocks(w, k->mid_convs, c->layers_per_block, convs, channels, channels);
-    k->mid_attentions = allocate((size_t)(2 * c->layers_per_block), sizeof *k->mid_attentions);
-    for (int64_t i = 0; i < attentions * (pair ? 2 : 1); i++) {
-        char *name = pair ? text_of("%s.mid_block.attentions.%lld.%lld", half, (long long)i / 2, (long long)i % 2)
-                          : text_of("%s.mid_block.attentions.%lld", half, (long long)i);
-        k->mid_attentions[pair ? i : 2 * i] = bind_mid_attention(w, name, channels);
-        free(name);
-    }
-    free(convs);
+    char *name = text_of("%s.mid_block", half);
+    k->mid_convs = bind_resblocks(w, name, layers, channels, channels);
+    k->mid_attentions = allocate((size_t)layers, sizeof *k->mid_attentions);
+    for (int64_t i = 0; i + 1 < layers && c->mid_block_use_attention; i++)
+        for (int j = 0; j < (pair ? 2 : 1); j++) {
+            char *one = pair ? text_of("%s.attentions.%lld.%d", name, (long long)i, j)
+                             : text_of("%s.attentions.%lld", name, (long long)i);
+            k->mid_attentions[i][j] = bind_mid_attention(w, one, channels);
+            free(one);
+        }
+    free(name);
 }
 
-/* up: decoder. in, out: channels of the coder's two ends. */
-static void bind_coder(weights *w, const vae_config *c, coder *k, bool up)
+/* Channels that leave level i: the encoder goes through ch_mult from the front, the decoder from the back. */
+static int64_t level_channels(const vae_config *c, bool decode, int64_t i)
 {
-    const char *half = up ? "decoder" : "encoder", *blocks = up ? "up" : "down";
-    int64_t z = c->latent_channels, layers = c->layers_per_block + up, last = c->levels - 1;
-    int64_t first_channels = c->channels[up ? last : 0], end_channels = c->channels[up ? 0 : last];
-    k->conv_in = bind_convolution(w, SHAPE(first_channels, up ? z : c->in_channels, 3, 3, 3), "%s.conv_in", half);
+    return c->channels[decode ? c->levels - 1 - i : i];
+}
+
+/* Encoder.__init__, Decoder.__init__: they differ in the direction, in one more residual block a level of the decoder,
+ * and in what enters and leaves: pixels to moments [2Z] (mean and log variance), or latents [Z] to pixels. */
+static void bind_coder(weights *w, const vae_config *c, coder *k, bool decode)
+{
+    const char *half = decode ? "decoder" : "encoder", *way = decode ? "up" : "down";
+    int64_t z = c->latent_channels, layers = c->layers_per_block + decode, last = c->levels - 1;
+    int64_t first = level_channels(c, decode, 0), end = level_channels(c, decode, last);
+    int64_t enters = decode ? z : c->in_channels, leaves = decode ? c->out_channels : 2 * z, quant = decode ? z : 2 * z;
+    k->conv_in = bind_convolution(w, SHAPE(first, enters, 3, 3, 3), "%s.conv_in", half);
     bind_mid(w, c, k, half);
-    for (int64_t i = 0, in = first_channels; i <= last; i++) {
-        int64_t out = c->channels[up ? last - i : i];
-        char *name = text_of("%s.%s_blocks.%lld.convs", half, blocks, (long long)i);
-        k->levels[i].convs = allocate((size_t)layers, sizeof *k->levels[i].convs);
-        bind_resblocks(w, k->levels[i].convs, layers, name, in, out);
+    for (int64_t i = 0, in = first; i <= last; i++) {
+        int64_t out = level_channels(c, decode, i);
+        char *name = text_of("%s.%s_blocks.%lld", half, way, (long long)i);
+        k->levels[i].convs = bind_resblocks(w, name, layers, in, out);
         if (i < last)
-            k->levels[i].sampler = bind_convolution(w, SHAPE(out, out, 3, 3, 3), "%s.%s_blocks.%lld.%ssampler.conv", half, blocks,
-                                                    (long long)i, blocks);
+            k->levels[i].sampler = bind_convolution(w, SHAPE(out, out, 3, 3, 3), "%s.%ssampler.conv", name, way);
         free(name);
         in = out;
     }
-    k->conv_norm_out = bind_norm(w, end_channels, "%s.conv_norm_out", half);
-    k->conv_out = bind_convolution(w, SHAPE(up ? c->out_channels : 2 * z, end_channels, 3, 3, 3), "%s.conv_out", half);
-    k->quant = up ? bind_convolution(w, SHAPE(z, z, 1, 1, 1), "post_quant_conv")
-                  : bind_convolution(w, SHAPE(2 * z, 2 * z, 1, 1, 1), "quant_conv");
+    k->conv_norm_out = bind_norm(w, end, "%s.conv_norm_out", half);
+    k->conv_out = bind_convolution(w, SHAPE(leaves, end, 3, 3, 3), "%s.conv_out", half);
+    k->quant = bind_convolution(w, SHAPE(quant, quant, 1, 1, 1), decode ? "post_quant_conv" : "quant_conv");
 }
 
 /* Reads folder (a model's vae/): config.json and the weights of the halves that are wanted. Decoding smooths, which
@@ -261,62 +324,94 @@ vae *vae_open(const char *folder, bool encoder, bool decoder, bool allow_unknown
     vae *v = allocate(1, sizeof *v);
     v->config = read_config(folder);
     v->weights = weights_open(folder, "diffusion_pytorch_model");
-    encoder = encoder || v->config.mode != SLICE_CACHE;
-    if (encoder)
+    if (encoder || v->config.mode != SLICE_CACHE) {
         bind_coder(v->weights, &v->config, &v->encoder, false);
-    if (decoder)
+    } else {
+        weights_ignore(v->weights, "encoder.*");
+        weights_ignore(v->weights, "quant_conv.*");
+    }
+    if (decoder) {
         bind_coder(v->weights, &v->config, &v->decoder, true);
-    static const char *const halves[2][2] = { { "encoder.*", "quant_conv.*" }, { "decoder.*", "post_quant_conv.*" } };
-    for (int i = 0; i < 2; i++) {
-        if (!encoder)
-            weights_ignore(v->weights, halves[0][i]);
-        if (!decoder)
-            weights_ignore(v->weights, halves[1][i]);
+    } else {
+        weights_ignore(v->weights, "decoder.*");
+        weights_ignore(v->weights, "post_quant_conv.*");
     }
     weights_done(v->weights, allow_unknown);
     return v;
 }
 
-/* ---------------------------------------------------------------- slices */
+/* ---------------------------------------------------------------- slices
+ *
+ * Convolutions have a kernel of 3 in time, too, so each needs two frames more than it gives. The plain CausalConv3d
+ * (common.py) sees the frame itself and two of the past, and repeats the first frame twice where there is no past:
+ *
+ *     0 0 [0 1 2 3 4 5]     frame t of the output sees t-2, t-1, t
+ *
+ * A whole clip at once would need its activations at full resolution, so it is cut into slices, in one of four ways.
+ * Seven latents, mini_batch_decoder 2; [] what comes out of a slice, - a frame of zeros:
+ *
+ *     SLICE_NONE          PAD_REPLICATE     0 0 [0   1   2   3   4   5   6]     everything at once
+ *
+ *     SLICE_MAG           PAD_REPLICATE     0 0 [0   1]                         slices know nothing of each other
+ *                         PAD_REPLICATE             2 2 [2   3]
+ *                         PAD_REPLICATE                     4 4 [4   5]
+ *                         PAD_REPLICATE                             6 6 [6]
+ *
+ *     SLICE_COMPRESSION   PAD_SINGLE          - [0] -                           an odd count: the first frame alone
+ *                         PAD_SLICE               - [1   2]  3   4 -            conv_in and mid_block see the slices on
+ *                         PAD_SLICE               -  1   2  [3   4]  5   6 -    either side between zeros, up_blocks
+ *                         PAD_SLICE                       -  3   4  [5   6] -   only the slice, between zeros
+ *
+ *     SLICE_CACHE         PAD_CACHE_FIRST   0 0 [0   1]                         as plain, but every convolution keeps
+ *                         PAD_CACHE_NEXT         r   r  [2   3]                 the last two frames of its padded input
+ *                         PAD_CACHE_NEXT                 r   r  [4   5]         (r) for the slice that follows
+ *                         PAD_CACHE_NEXT                         r   r  [6]
+ *
+ * Neighbours soften the seams that zeros make; with the cache, convolutions have no seams at all. GroupNorm, attention
+ * and the doubling of frames always end at the borders of what is seen. The encoder knows neither neighbours nor a
+ * cache: in the last two modes it has a single first frame where the count is odd, then slices of mini_batch_encoder
+ * between zeros. Encoder.forward, Decoder.forward; the numbers of padding_flag are in ruyi.h. */
 
-/* A piece of the video's time axis: frames [first, first + count) of the input, and of how many neighbours on either
- * side conv_in and mid_block of the decoder see, too. */
+/* Frames [first, first + count) of the input, and how many neighbours on either side are seen, too. */
 typedef struct { int64_t first, count, before, after; pad_mode time; } slice;
 
-/* Steps to the next slice of `total` frames; false after the last. Starts from {0}. Encoder.forward, Decoder.forward. */
+/* Steps *s to the next slice of `total` frames; false after the last. Starts from {0}. */
 static bool slice_next(const vae_config *c, bool decode, int64_t total, slice *s)
 {
-    int64_t start = s->first + s->count, batch = decode ? c->mini_batch_decoder : c->mini_batch_encoder, rest = total - start;
-    bool alone = start == 0 && (c->mode == SLICE_CACHE && decode ? total == 1 : total % 2 == 1);
-    bool had_batch = s->count > 0 && s->time == PAD_SLICE;
+    slice last = *s;
+    int64_t start = last.first + last.count, rest = total - start;
+    int64_t batch = decode ? c->mini_batch_decoder : c->mini_batch_encoder;
+    bool cached = c->mode == SLICE_CACHE && decode, independent = c->mode == SLICE_NONE || c->mode == SLICE_MAG;
     if (rest <= 0)
         return false;
-    int64_t count = rest < batch ? rest : batch, after = rest - count < batch ? rest - count : batch;
-    switch (c->mode) {
-    case SLICE_NONE:
-        *s = (slice){ start, total, 0, 0, PAD_REPLICATE };
-        break;
-    case SLICE_MAG:
-        *s = (slice){ start, count, 0, 0, PAD_REPLICATE };
-        break;
-    case SLICE_CACHE:
-    case SLICE_COMPRESSION:
-        if (alone)
-            *s = (slice){ start, 1, 0, 0, PAD_SINGLE };
-        else if (decode && c->mode == SLICE_CACHE)
-            *s = (slice){ start, count, 0, 0, start ? PAD_CACHE_NEXT : PAD_CACHE_FIRST };
-        else
-            *s = (slice){ start, count, decode && had_batch ? s->count : 0, decode ? after : 0, PAD_SLICE };
-        break;
+    *s = (slice){ .first = start, .count = c->mode == SLICE_NONE ? total : least(batch, rest), .time = PAD_REPLICATE };
+    if (independent)
+        return true;
+    if (start == 0 && (cached ? total == 1 : total % 2 == 1)) {
+        s->count = 1;
+        s->time = PAD_SINGLE;
+    } else if (cached) {
+        s->time = start == 0 ? PAD_CACHE_FIRST : PAD_CACHE_NEXT;
+    } else {
+        s->time = PAD_SLICE;
+        s->before = decode && last.time == PAD_SLICE ? last.count : 0;      /* a single first frame is nobody's */
+        s->after = decode ? least(batch, rest - s->count) : 0;
     }
     return true;
 }
 
-/* Frames after a temporal downsampler (kernel 3, stride 2, two frames of padding) and upsampler. */
+/* Frames after a temporal downsampler: kernel 3, stride 2, and two frames of padding in every mode. 1 becomes 1, 8
+ * become 4, 9 become 5. */
 static int64_t frames_down(int64_t t) { return (t - 1) / 2 + 1; }
-static int64_t frames_up(int64_t t, pad_mode time) { return time == PAD_SINGLE ? t : time == PAD_REPLICATE ? 2 * t - 1 : 2 * t; }
 
-/* Frames that the coder makes of one slice. */
+/* Frames after a temporal upsampler: a single frame stays one; plain, the first frame is not doubled (a clip of 4n + 1
+ * frames was n + 1 latents); elsewhere every frame is. */
+static int64_t frames_up(int64_t t, pad_mode time)
+{
+    return time == PAD_SINGLE ? t : time == PAD_REPLICATE ? 2 * t - 1 : 2 * t;
+}
+
+/* Frames that the coder makes of one slice: its own count, neighbours not included, through every temporal sampler. */
 static int64_t slice_output(const vae_config *c, bool decode, const slice *s)
 {
     int64_t t = s->count;
@@ -326,6 +421,8 @@ static int64_t slice_output(const vae_config *c, bool decode, const slice *s)
     return t;
 }
 
+/* Frames that it makes of `total`, the sum over all slices. With two temporal samplers 4 latents give 16
+ * with the cache, 13 at once. */
 static int64_t output_frames(const vae_config *c, bool decode, int64_t total)
 {
     int64_t frames = 0;
@@ -336,9 +433,28 @@ static int64_t output_frames(const vae_config *c, bool decode, int64_t total)
 int64_t vae_latent_frames(const vae_config *c, int64_t frames) { return output_frames(c, false, frames); }
 int64_t vae_video_frames(const vae_config *c, int64_t frames) { return output_frames(c, true, frames); }
 
+/* H to h or h to H: each downsampler rounds down. */
+static int64_t output_side(const vae_config *c, bool decode, int64_t side)
+{
+    return decode ? side * vae_scale(c) : side / vae_scale(c);
+}
+
+/* What the coder makes of in [T][H][W][3] or [F][h][w][Z]: [F][h][w][2Z] or [T][H][W][3]. */
+static shape output_shape(const vae_config *c, bool decode, tensor in)
+{
+    return SHAPE(output_frames(c, decode, in.dim[0]),
+                 output_side(c, decode, in.dim[1]), output_side(c, decode, in.dim[2]),
+                 decode ? c->out_channels : 2 * c->latent_channels);
+}
+
 /* ---------------------------------------------------------------- blocks */
 
-/* One pass of a coder over the slices of one tile. */
+/* One pass of a coder over the slices of one tile. Where its tensors lie in the arena while a residual block runs:
+ *
+ *     low                     floor                                                 high
+ *     | out | quant's latents | stream x | shortcut, n | y, z | ->            <- caches |
+ *
+ * arena_return brings the block's result down to the floor, where it is the stream of the next. */
 typedef struct {
     const run *r;
     arena *a;
@@ -349,10 +465,13 @@ typedef struct {
     size_t floor;               /* the slice's activations live above this mark */
     tensor *caches;             /* cached decoding: one per causal convolution, in the order of their calls */
     int next_cache;
-    int *slice;                 /* slices done in the whole pass, for dump names */
+    int *slice;                 /* slices done in the whole pass, tiles and all, for dump names */
 } pass;
 
-/* y = a causal 3 x 3 x 3 convolution of x. */
+/* y [T'][H'][W'][Cout] = a causal 3 x 3 x 3 convolution of x [T][H][W][Cin]; s has its stride and padding in space, the
+ * slice has the padding in time. The public code keeps prev_features in every CausalConv3d (common.py); here
+ * convolutions are told apart by their order, which is the same in every slice. Caches lie at the arena's high end, out
+ * of the way of the stack. */
 static void causal_conv_to(pass *p, tensor y, tensor x, layer l, conv_spec s)
 {
     s.kernel[0] = s.kernel[1] = s.kernel[2] = 3;
@@ -365,34 +484,43 @@ static void causal_conv_to(pass *p, tensor y, tensor x, layer l, conv_spec s)
     conv(p->a, y, x, s, l);
 }
 
+/* Most convolutions keep the size: zeros all around the picture, stride 1. [T][H][W][Cin] -> [T][H][W][Cout]. */
 static const conv_spec same = { .stride = { 1, 1, 1 }, .pad = 1, .up = 1 };
 
 static tensor causal_conv(pass *p, tensor x, layer l)
 {
-    tensor y = tensor_new(p->a, SHAPE(x.dim[0], x.dim[1], x.dim[2], l.weight.dim[0]));
+    tensor y = same_size(p->a, x, l.weight.dim[0]);
     causal_conv_to(p, y, x, l, same);
     return y;
 }
 
-/* GroupNorm over the slice, or over each frame where spatial_group_norm; then SiLU. */
+/* y = SiLU(GroupNorm(x)), eps 1e-6. A group's mean and variance are taken over its channels and all pixels of all
+ * frames of the slice, so a frame's numbers depend on the frames it is sliced with. With spatial_group_norm (the public
+ * set_3dgroupnorm) they are taken frame by frame. */
 static void norm_silu(pass *p, tensor y, tensor x, layer l)
 {
     group_norm(p->a, y, x, p->c->norm_num_groups, p->c->spatial_group_norm ? 1 : x.dim[0], l, true);
 }
 
-/* x + conv2(silu(norm2(conv1(silu(norm1(x)))))). Where the channels change, x goes through a 1 x 1 x 1 shortcut first,
- * and its memory is free for the norm and then for the result: at full resolution it is the largest tensor of all. */
+/* ResidualBlock3D, [T][H][W][Cin] -> [T][H][W][Cout]:
+ *
+ *     x --+-- norm1, SiLU -- conv1 -- norm2, SiLU -- conv2 --+--
+ *         +-- shortcut, where Cin and Cout differ -----------+
+ *
+ * Where the channels change, x goes through a 1 x 1 x 1 shortcut first, and its memory is free for the norm and then
+ * for the result (if that is no larger): at full resolution it is the largest tensor of all. A 1 x 1 x 1 convolution is
+ * a linear layer of every pixel. */
 static tensor residual(pass *p, tensor x, const resblock *b)
 {
     bool project = b->shortcut.weight.data != NULL;
     tensor shortcut = project ? linear(p->a, x, b->shortcut) : x;
-    tensor n = project ? x : tensor_new(p->a, SHAPE(x.dim[0], x.dim[1], x.dim[2], x.dim[3]));
+    tensor n = project ? x : same_size(p->a, x, x.dim[3]);
     norm_silu(p, n, x, b->norm1);
     tensor y = causal_conv(p, n, b->conv1);
     norm_silu(p, y, y, b->norm2);
-    tensor z = n;
+    tensor z = n;                               /* n has done its work */
     if (y.dim[3] > n.dim[3])
-        z = tensor_new(p->a, SHAPE(y.dim[0], y.dim[1], y.dim[2], y.dim[3]));
+        z = same_size(p->a, y, y.dim[3]);
     z.dim[3] = y.dim[3];
     causal_conv_to(p, z, y, b->conv2, same);
     add(z, shortcut);
@@ -408,13 +536,14 @@ static void swap_axes(tensor y, tensor x, int64_t a, int64_t b)
             memcpy(y.data + (j * a + i) * c, x.data + (i * b + j) * c, (size_t)c * sizeof(real));
 }
 
-/* h + to_out(attention(group_norm(h))) where h is [sequences * length][1][1][C], or any [T][H][W][C] of which `span`
- * frames make one sequence. */
+/* h += to_out(attention(group_norm(h))), h [T][H][W][C]; `span` frames make one sequence of span * H * W tokens, and
+ * sequences do not see each other: span T is Attention3D, span 1 SpatialAttention. The norm's statistics are those of
+ * the sequence, spatial_group_norm or not, because the public code reshapes before it normalises (attention.py). */
 static void mid_attend(pass *p, tensor h, const attention_weights *b, int64_t span)
 {
     size_t mark = arena_mark(p->a);
     int64_t channels = h.dim[3], tokens = tensor_count(h) / channels;
-    tensor n = tensor_new(p->a, SHAPE(h.dim[0], h.dim[1], h.dim[2], channels));
+    tensor n = same_size(p->a, h, channels);
     group_norm(p->a, n, h, p->c->norm_num_groups, span, b->group_norm, false);
     tensor x = tensor_view(n, SHAPE(tokens, channels));
     tensor q = linear(p->a, x, b->to_q), k = linear(p->a, x, b->to_k), v = linear(p->a, x, b->to_v);
@@ -424,7 +553,8 @@ static void mid_attend(pass *p, tensor h, const attention_weights *b, int64_t sp
     arena_reset(p->a, mark);
 }
 
-/* Attention between the frames of every pixel: the same on [H * W][T]. */
+/* TemporalAttention: a sequence is one pixel in all frames. Pixels are brought in front, [H * W][T][C], and every token
+ * is then a "frame" of one pixel, T of which make a sequence. */
 static void mid_attend_temporal(pass *p, tensor x, const attention_weights *b)
 {
     size_t mark = arena_mark(p->a);
@@ -436,36 +566,56 @@ static void mid_attend_temporal(pass *p, tensor x, const attention_weights *b)
     arena_reset(p->a, mark);
 }
 
-/* MidBlock3D: attentions stand between residual blocks, so one layer has none. */
+/* One of MidBlock3D's attentions, or its pair. */
+static void mid_attentions(pass *p, tensor x, const attention_weights b[2])
+{
+    switch (p->c->mid_block_attention_type) {
+    case ATTEND_3D:
+        mid_attend(p, x, &b[0], x.dim[0]);
+        break;
+    case ATTEND_SPATIAL:
+        mid_attend(p, x, &b[0], 1);
+        break;
+    case ATTEND_TEMPORAL:
+        mid_attend_temporal(p, x, &b[0]);
+        break;
+    case ATTEND_SPATIAL_TEMPORAL:
+        mid_attend(p, x, &b[0], 1);
+        mid_attend_temporal(p, x, &b[1]);
+        break;
+    }
+}
+
+/* MidBlock3D: attentions stand between residual blocks, so one layer has none. [F][h][w][cL], same size. */
 static tensor mid_block(pass *p, tensor x)
 {
     x = residual(p, x, &p->k->mid_convs[0]);
     for (int64_t i = 1; i < p->c->layers_per_block; i++) {
-        const attention_weights *b = &p->k->mid_attentions[2 * (i - 1)];
-        mid_attention type = p->c->mid_block_attention_type;
-        if (p->c->mid_block_use_attention) {
-            if (type == ATTEND_3D)
-                mid_attend(p, x, b, x.dim[0]);
-            if (type == ATTEND_SPATIAL || type == ATTEND_SPATIAL_TEMPORAL)
-                mid_attend(p, x, b, 1);
-            if (type == ATTEND_TEMPORAL || type == ATTEND_SPATIAL_TEMPORAL)
-                mid_attend_temporal(p, x, b + (type == ATTEND_SPATIAL_TEMPORAL));
-        }
+        if (p->c->mid_block_use_attention)
+            mid_attentions(p, x, p->k->mid_attentions[i - 1]);
         x = residual(p, x, &p->k->mid_convs[i]);
     }
     return x;
 }
 
-/* Zeros right and below, stride 2 in space, and in time if asked. Spatial(Temporal)Downsampler3D. */
+/* [T][H][W][C] -> [T or (T+1)/2][H/2][W/2][C]. Spatial(Temporal)Downsampler3D (downsamplers.py): stride 2 in space, and
+ * in time if asked. The picture gets a row of zeros below and a column to the right, none above and left (F.pad of (0,
+ * 1, 0, 1)), so output y sees rows 2y, 2y+1, 2y+2. */
 static tensor downsample(pass *p, tensor x, layer l, bool time)
 {
-    tensor y = tensor_new(p->a, SHAPE(time ? frames_down(x.dim[0]) : x.dim[0], x.dim[1] / 2, x.dim[2] / 2, x.dim[3]));
+    int64_t frames = time ? frames_down(x.dim[0]) : x.dim[0];
+    tensor y = tensor_new(p->a, SHAPE(frames, x.dim[1] / 2, x.dim[2] / 2, x.dim[3]));
     causal_conv_to(p, y, x, l, (conv_spec){ .stride = { time ? 2 : 1, 2, 2 }, .up = 1 });
     return arena_return(p->a, p->floor, y);
 }
 
-/* Doubles the frames of x into y: the nearest, or linear between frame centres, which lie at a quarter and three
- * quarters of each old frame. F.interpolate(scale_factor=(2, 1, 1)). */
+/* Doubles the frames of x [T][H][W][C] into y [2T][H][W][C]: nearest, or linear between the centres of frames.
+ *
+ * Formula:  y[2t] = 3/4 x[t] + 1/4 x[t-1],  y[2t+1] = 3/4 x[t] + 1/4 x[t+1]; at the ends, where there is no
+ *           neighbour, x[t] itself.
+ * Method:   frame t covers t to t+1, its centre lies at t + 1/2; the new frames' centres lie at t + 1/4 and t + 3/4,
+ *           a quarter away from it on either side
+ * Source:   F.interpolate(scale_factor=(2, 1, 1)), "trilinear" without align_corners, or "nearest". */
 static void double_frames(tensor y, tensor x, bool nearest)
 {
     int64_t frames = x.dim[0], size = frames ? tensor_count(x) / frames : 0;
@@ -482,92 +632,102 @@ static void double_frames(tensor y, tensor x, bool nearest)
     }
 }
 
-/* Nearest x 2 in space (inside the convolution), then in time x 2 if asked: a plain slice keeps its first frame single,
- * a single frame stays one. Spatial(Temporal)Upsampler3D. */
+/* [T][H][W][C] -> [T or frames_up(T)][2H][2W][C]. Spatial(Temporal)Upsampler3D (upsamplers.py): nearest x 2 in space,
+ * which the convolution does while it reads, so the enlarged picture is never stored; then in time x 2 if asked. A
+ * plain slice keeps its first frame single, a single frame stays one. The public code takes "nearest" for the frames
+ * where spatial_group_norm is set. */
 static tensor upsample(pass *p, tensor x, layer l, bool time)
 {
     tensor y = tensor_new(p->a, SHAPE(x.dim[0], 2 * x.dim[1], 2 * x.dim[2], x.dim[3]));
     causal_conv_to(p, y, x, l, (conv_spec){ .stride = { 1, 1, 1 }, .pad = 1, .up = 2 });
     y = arena_return(p->a, p->floor, y);
-    int64_t frames = y.dim[0], kept = p->time == PAD_REPLICATE;
     if (!time || p->time == PAD_SINGLE)
         return y;
-    tensor z = tensor_new(p->a, SHAPE(frames_up(frames, p->time), y.dim[1], y.dim[2], y.dim[3]));
+    int64_t frames = y.dim[0], kept = p->time == PAD_REPLICATE, all = frames_up(frames, p->time);
+    tensor z = tensor_new(p->a, SHAPE(all, y.dim[1], y.dim[2], y.dim[3]));
     tensor_copy(tensor_part(z, 0, kept), tensor_part(y, 0, kept));
-    double_frames(tensor_part(z, kept, z.dim[0] - kept), tensor_part(y, kept, frames - kept), p->c->spatial_group_norm);
+    double_frames(tensor_part(z, kept, all - kept), tensor_part(y, kept, frames - kept), p->c->spatial_group_norm);
     return arena_return(p->a, p->floor, z);
 }
 
-/* Residual blocks of one level, then its sampler. */
+/* One of down_blocks or up_blocks: residual blocks, then the sampler, which the last level does not have. */
 static tensor run_level(pass *p, tensor x, int64_t i)
 {
     const level *l = &p->k->levels[i];
     for (int64_t j = 0; j < p->c->layers_per_block + p->decode; j++)
         x = residual(p, x, &l->convs[j]);
-    if (i + 1 < p->c->levels)
-        x = p->decode ? upsample(p, x, l->sampler, p->c->up_time[i]) : downsample(p, x, l->sampler, p->c->down_time[i]);
-    return x;
+    if (i + 1 == p->c->levels)
+        return x;
+    return p->decode ? upsample(p, x, l->sampler, p->c->up_time[i]) : downsample(p, x, l->sampler, p->c->down_time[i]);
 }
 
-/* conv_norm_out, SiLU, conv_out. */
+/* conv_norm_out, SiLU, conv_out: [T][H][W][c] -> [T][H][W][2 Z or 3]. Both halves end so. */
 static tensor head(pass *p, tensor x)
 {
     norm_silu(p, x, x, p->k->conv_norm_out);
     return causal_conv(p, x, p->k->conv_out);
 }
 
+/* Dumps of one slice, s counted through all slices and tiles of a pass, every tensor in PyTorch's order [C][T][H][W]:
+ *
+ *     vae.enc.conv_in.sNN   vae.enc.down.LEVEL.sNN   vae.enc.mid.sNN   vae.enc.out.sNN
+ *     vae.dec.conv_in.sNN   vae.dec.mid.sNN          vae.dec.up.LEVEL.sNN   vae.dec.out.sNN */
+
 /* Encoder.single_forward: pixels [T][H][W][3] -> [F][h][w][2 Z] before quant_conv. */
 static tensor encode_slice(pass *p, tensor pixels)
 {
     int s = (*p->slice)++;
-    tensor x = causal_conv(p, pixels, p->k->conv_in);
+    tensor x = causal_conv(p, pixels, p->k->conv_in);                       /* [T][H][W][c0] */
     dump(p->r, x, CHANNELS_FIRST, "vae.enc.conv_in.s%02d", s);
     for (int64_t i = 0; i < p->c->levels; i++) {
-        x = run_level(p, x, i);
+        x = run_level(p, x, i);                                             /* in the end [F][h][w][cL] */
         dump(p->r, x, CHANNELS_FIRST, "vae.enc.down.%d.s%02d", (int)i, s);
     }
     x = mid_block(p, x);
     dump(p->r, x, CHANNELS_FIRST, "vae.enc.mid.s%02d", s);
-    x = head(p, x);
+    x = head(p, x);                                                         /* [F][h][w][2 Z] */
     dump(p->r, x, CHANNELS_FIRST, "vae.enc.out.s%02d", s);
     return x;
 }
 
-/* Decoder.single_forward: z [before + count + after][h][w][Z] -> [T][H][W][3]; conv_in and mid_block see the
- * neighbours, the up blocks only the slice itself. */
+/* Decoder.single_forward: z [before + count + after][h][w][Z] -> [T][H][W][3]. conv_in and mid_block see the
+ * neighbours, which are then cut off: the up blocks, where frames become large, work on the slice alone. */
 static tensor decode_slice(pass *p, tensor z, int64_t before, int64_t count)
 {
     int s = (*p->slice)++;
-    tensor x = causal_conv(p, z, p->k->conv_in);
+    tensor x = causal_conv(p, z, p->k->conv_in);                            /* [before + count + after][h][w][cL] */
     dump(p->r, x, CHANNELS_FIRST, "vae.dec.conv_in.s%02d", s);
     x = mid_block(p, x);
     dump(p->r, x, CHANNELS_FIRST, "vae.dec.mid.s%02d", s);
-    x = arena_return(p->a, p->floor, tensor_part(x, before, count));
+    x = arena_return(p->a, p->floor, tensor_part(x, before, count));        /* [count][h][w][cL] */
     for (int64_t i = 0; i < p->c->levels; i++) {
-        x = run_level(p, x, i);
+        x = run_level(p, x, i);                                             /* in the end [T][H][W][c0] */
         dump(p->r, x, CHANNELS_FIRST, "vae.dec.up.%d.s%02d", (int)i, s);
     }
-    x = head(p, x);
+    x = head(p, x);                                                         /* [T][H][W][3] */
     dump(p->r, x, CHANNELS_FIRST, "vae.dec.out.s%02d", s);
     return x;
 }
 
 /* ---------------------------------------------------------------- a whole video of one tile */
 
-/* Causal convolutions of the decoder, which each remember two frames. */
+/* Causal convolutions of the decoder, each of which has a cache: conv_in and conv_out, two in every residual block, one
+ * in every upsampler (counted once too often: the last level has none). */
 static int count_convs(const vae_config *c)
 {
     return (int)(2 + 2 * c->layers_per_block + c->levels * (2 * (c->layers_per_block + 1) + 1));
 }
 
-/* in: pixels or latents [T][H][W][C] of one tile -> moments or pixels, a new tensor. Slice by slice along time. */
+/* in: pixels [T][H][W][3] or latents [F][h][w][Z] of one tile -> moments [F][h][w][2 Z] or pixels [T][H][W][3], a new
+ * tensor. Slice by slice along time, Encoder.forward with quant_conv, or post_quant_conv with Decoder.forward. The
+ * quant layers are 1 x 1 x 1 and see no neighbours, so they may run on everything or slice by slice. *slices counts
+ * on. */
 static tensor code(const run *r, const vae *v, bool decode, tensor in, int *slices)
 {
     arena *a = r->arena;
     const vae_config *c = &v->config;
-    int64_t total = in.dim[0], scale = vae_scale(c), done = 0;
-    int64_t h = decode ? in.dim[1] * scale : in.dim[1] / scale, w = decode ? in.dim[2] * scale : in.dim[2] / scale;
-    tensor out = tensor_new(a, SHAPE(output_frames(c, decode, total), h, w, decode ? c->out_channels : 2 * c->latent_channels));
+    int64_t total = in.dim[0], done = 0;
+    tensor out = tensor_new(a, output_shape(c, decode, in));
     size_t mark = arena_mark(a), high = arena_mark_high(a);
     pass p = { .r = r, .a = a, .c = c, .k = decode ? &v->decoder : &v->encoder, .decode = decode, .slice = slices };
     p.caches = allocate((size_t)count_convs(c), sizeof *p.caches);
@@ -589,26 +749,100 @@ static tensor code(const run *r, const vae *v, bool decode, tensor in, int *slic
     return out;
 }
 
-/* ---------------------------------------------------------------- tiles */
+/* ---------------------------------------------------------------- tiles
+ *
+ * A picture larger than tile_sample_min_size is cut into overlapping squares, each coded alone, slices and all, and put
+ * together again. AutoencoderKLMagvit.tiled_encode, tiled_decode. Along one axis, and alike along the other:
+ *
+ *     input     |-------- size --------|                  tiles start every `step`; the last are cut off by the border
+ *               |----- step -----|-------- size --------|
+ *
+ *     output    |----- limit ----|extent|                 a tile gives its first limit = its size - extent rows; in the
+ *                                |ramp>>|-- limit ...     rows that it shares with the tile before, it fades in
+ *
+ * where `size` and the output's tile are tile_sample_min_size and tile_latent_min_size (encoding) or the reverse. In
+ * the plane, in the order of coding, with what each tile fades in over:
+ *
+ *     +-----+-----+---+
+ *     |  0  |  1  | 2 |     1 over the right end of 0; 3 over the lower end of 0
+ *     +-----+-----+---+
+ *     |  3  |  4  | 5 |     4 first over the lower end of 1, then over the right end of 3, as that is by now
+ *     +-----+-----+---+
+ */
+typedef struct {
+    int64_t size, step;         /* of the input: side of a tile, distance between their starts */
+    int64_t extent, limit;      /* of the output: length of the ramp, and rows or columns that the whole gets */
+    int64_t rows, columns;      /* tiles */
+} tiling;
 
-/* A rectangle of x [T][H][W][C], as a new tensor. */
-static tensor crop(arena *a, tensor x, int64_t y0, int64_t x0, int64_t height, int64_t width)
+/* in: [T][H][W][C]. Everything is rounded down, step and extent each on its own side, as the public int() does. */
+static tiling tiling_of(const vae_config *c, bool decode, tensor in)
 {
-    tensor y = tensor_new(a, SHAPE(x.dim[0], height, width, x.dim[3]));
-    for (int64_t i = 0; i < x.dim[0] * height && x.data; i++)
-        memcpy(y.data + i * width * x.dim[3], x.data + ((i / height * x.dim[1] + y0 + i % height) * x.dim[2] + x0) * x.dim[3],
-               (size_t)(width * x.dim[3]) * sizeof(real));
-    return y;
+    int64_t size = decode ? c->tile_latent_min_size : c->tile_sample_min_size;
+    int64_t out_size = decode ? c->tile_sample_min_size : c->tile_latent_min_size;
+    tiling g = { .size = size, .step = (int64_t)((double)size * (1 - c->tile_overlap_factor)) };
+    g.extent = (int64_t)((double)out_size * c->tile_overlap_factor);
+    g.limit = out_size - g.extent;
+    g.rows = (in.dim[1] + g.step - 1) / g.step;
+    g.columns = (in.dim[2] + g.step - 1) / g.step;
+    return g;
 }
 
-static real *pixel(tensor x, int64_t t, int64_t y, int64_t column) { return x.data + ((t * x.dim[1] + y) * x.dim[2] + column) * x.dim[3]; }
+/* Dies where the tiles' parts do not fill the whole exactly. step * scale and limit agree only where both roundings do,
+ * and a border can leave a last tile too small to encode; the public code then gives another size, or fails. */
+static void check_tiling(const vae_config *c, bool decode, tensor in, const tiling *g)
+{
+    for (int axis = 1; axis <= 2; axis++) {
+        int64_t side = in.dim[axis], sum = 0;
+        for (int64_t at = 0; at < side; at += g->step) {
+            int64_t rest = least(g->size, side - at), out = output_side(c, decode, rest);
+            if (out == 0)
+                die(BAD_INPUT, "vae: the last tile of %lld x %lld pixels would have a side of %lld, at least %lld "
+                    "expected; choose a --size that is a multiple of 16", (long long)in.dim[2], (long long)in.dim[1],
+                    (long long)rest, (long long)vae_scale(c));
+            sum += least(g->limit, out);
+        }
+        if (sum != output_side(c, decode, side))
+            die(BAD_INPUT, "vae: tile_sample_min_size %lld with tile_overlap_factor %g does not tile %lld x %lld; use "
+                "another --size", (long long)c->tile_sample_min_size, c->tile_overlap_factor, (long long)in.dim[2],
+                (long long)in.dim[1]);
+    }
+}
 
-/* The first min(extent, both) rows (down) or columns of `own` become a ramp from the last ones of `other`. blend_v, blend_h. */
+/* The number of x [T][H][W][C] where a pixel's channels begin. */
+static real *pixel(tensor x, int64_t t, int64_t row, int64_t column)
+{
+    return x.data + ((t * x.dim[1] + row) * x.dim[2] + column) * x.dim[3];
+}
+
+/* Copies height x width pixels of every frame, from (y, x) of one tensor to (to_y, to_x) of another. */
+static void copy_rectangle(tensor to, int64_t to_y, int64_t to_x, tensor from, int64_t y, int64_t x, int64_t height,
+                           int64_t width)
+{
+    size_t bytes = (size_t)(width * from.dim[3]) * sizeof(real);
+    for (int64_t t = 0; t < from.dim[0] && from.data; t++)
+        for (int64_t i = 0; i < height; i++)
+            memcpy(pixel(to, t, to_y + i, to_x), pixel(from, t, y + i, x), bytes);
+}
+
+/* The tile of in [T][H][W][C] that starts at (y, x), at most size x size, coded: a new tensor. */
+static tensor code_tile(const run *r, const vae *v, bool decode, tensor in, int64_t y, int64_t x, int64_t size,
+                        int *slices)
+{
+    int64_t height = least(size, in.dim[1] - y), width = least(size, in.dim[2] - x);
+    size_t mark = arena_mark(r->arena);
+    tensor tile = tensor_new(r->arena, SHAPE(in.dim[0], height, width, in.dim[3]));
+    copy_rectangle(tile, 0, 0, in, y, x, height, width);
+    return arena_return(r->arena, mark, code(r, v, decode, tile, slices));
+}
+
+/* The first rows (down) or columns of `own` fade in over the last ones of `other`, the tile above or to the left.
+ *
+ * Formula:  own[i] = other[n - e + i] (1 - i/e) + own[i] i/e,  0 <= i < e = min(extent, both sides), n other's side
+ * Source:   AutoencoderKLMagvit.blend_v, blend_h. */
 static void blend(tensor own, tensor other, int64_t extent, bool down)
 {
-    int64_t axis = down ? 1 : 2, e = extent;
-    e = own.dim[axis] < e ? own.dim[axis] : e;
-    e = other.dim[axis] < e ? other.dim[axis] : e;
+    int64_t axis = down ? 1 : 2, e = least(extent, least(own.dim[axis], other.dim[axis]));
     int64_t rows = down ? e : own.dim[1], columns = down ? own.dim[2] : e;
     for (int64_t i = 0; i < own.dim[0] * rows * columns && own.data; i++) {
         int64_t x = i % columns, y = i / columns % rows, t = i / columns / rows;
@@ -620,24 +854,17 @@ static void blend(tensor own, tensor other, int64_t extent, bool down)
     }
 }
 
-/* The part of a tile that the whole gets: its first `limit` rows and columns, laid down at (y0, x0). */
-static void paste(tensor whole, tensor tile, int64_t limit, int64_t y0, int64_t x0)
-{
-    int64_t height = tile.dim[1] < limit ? tile.dim[1] : limit, width = tile.dim[2] < limit ? tile.dim[2] : limit;
-    for (int64_t i = 0; i < tile.dim[0] * height && whole.data; i++)
-        memcpy(pixel(whole, i / height, y0 + i % height, x0), pixel(tile, i / height, i % height, 0),
-               (size_t)(width * tile.dim[3]) * sizeof(real));
-}
-
-/* torch.linspace(0, 1, n)[i] in double: counted from the nearer end. */
+/* torch.linspace(0, 1, n)[i] in double: counted from the nearer end, which makes both ends exact. */
 static double ramp(int64_t i, int64_t n)
 {
     double step = n > 1 ? 1.0 / (double)(n - 1) : 0;
     return i < n / 2 ? step * (double)i : n > 1 ? 1 - step * (double)(n - 1 - i) : 0;
 }
 
-/* Decoding only: the lower right corner, decoded once more, is laid over the result with weights that fall to 0 at its
- * upper and left edges. */
+/* Decoding only: the lower right corner, decoded once more as a full tile, is laid over the result.
+ *
+ * Formula:  whole = w corner + (1 - w) whole,  w = min(x ramp, y ramp), each from 0 (left, top) to 1 (right, bottom)
+ * Source:   the end of AutoencoderKLMagvit.tiled_decode: the last tiles may be slivers that saw little around them. */
 static void overlay_corner(tensor whole, tensor corner)
 {
     int64_t h = corner.dim[1], w = corner.dim[2];
@@ -652,57 +879,54 @@ static void overlay_corner(tensor whole, tensor corner)
     }
 }
 
-/* tiled_encode, tiled_decode: tiles of `size` start every `step`, each is coded alone, and blended with the one above
- * and the one to the left, both as they are after their own blending. */
+/* in: pixels or latents of a large picture -> moments or pixels, as code() does for a small one. A tile is blended with
+ * the one above and the one to the left as these are after their own blending (the public code blends in place), so all
+ * tiles are kept until the end. */
 static tensor code_tiles(const run *r, const vae *v, bool decode, tensor in)
 {
     arena *a = r->arena;
-    const vae_config *c = &v->config;
-    int64_t scale = vae_scale(c), size = decode ? c->tile_latent_min_size : c->tile_sample_min_size;
-    int64_t out_size = decode ? c->tile_sample_min_size : c->tile_latent_min_size;
-    int64_t step = (int64_t)((double)size * (1 - c->tile_overlap_factor)), extent = (int64_t)((double)out_size * c->tile_overlap_factor);
-    int64_t rows = (in.dim[1] + step - 1) / step, columns = (in.dim[2] + step - 1) / step, limit = out_size - extent;
-    tensor whole = tensor_new(a, SHAPE(output_frames(c, decode, in.dim[0]), decode ? in.dim[1] * scale : in.dim[1] / scale,
-                                       decode ? in.dim[2] * scale : in.dim[2] / scale, decode ? c->out_channels : 2 * c->latent_channels));
+    const tiling g = tiling_of(&v->config, decode, in);
+    check_tiling(&v->config, decode, in, &g);
+    tensor whole = tensor_new(a, output_shape(&v->config, decode, in));
     size_t mark = arena_mark(a);
-    tensor *tiles = allocate((size_t)(rows * columns), sizeof *tiles);
+    tensor *tiles = allocate((size_t)(g.rows * g.columns), sizeof *tiles);
     int slices = 0;
-    for (int64_t i = 0, y0 = 0; i < rows; i++) {
-        for (int64_t j = 0, x0 = 0; j < columns; j++) {
-            tensor *tile = &tiles[i * columns + j];
-            int64_t height = in.dim[1] - i * step < size ? in.dim[1] - i * step : size;
-            int64_t width = in.dim[2] - j * step < size ? in.dim[2] - j * step : size;
-            if (!decode && (height < scale || width < scale))
-                die(BAD_INPUT, "vae: the last tile of %lld x %lld pixels would be %lld x %lld, at least %lld x %lld expected; "
-                    "choose a --size that is a multiple of 16", (long long)in.dim[2], (long long)in.dim[1], (long long)width,
-                    (long long)height, (long long)scale, (long long)scale);
-            size_t start = arena_mark(a);
-            *tile = arena_return(a, start, code(r, v, decode, crop(a, in, i * step, j * step, height, width), &slices));
+    for (int64_t i = 0, y = 0; i < g.rows; i++) {
+        tensor *row = tiles + i * g.columns;
+        for (int64_t j = 0, x = 0; j < g.columns; j++) {
+            tensor tile = row[j] = code_tile(r, v, decode, in, i * g.step, j * g.step, g.size, &slices);
             if (i > 0)
-                blend(*tile, tiles[(i - 1) * columns + j], extent, true);
+                blend(tile, tiles[(i - 1) * g.columns + j], g.extent, true);
             if (j > 0)
-                blend(*tile, tiles[i * columns + j - 1], extent, false);
-            int64_t h = tile->dim[1] < limit ? tile->dim[1] : limit, w = tile->dim[2] < limit ? tile->dim[2] : limit;
-            if (y0 + h > whole.dim[1] || x0 + w > whole.dim[2])
-                die(BAD_INPUT, "vae: tile_sample_min_size %lld with tile_overlap_factor %g does not tile %lld x %lld; use another "
-                    "--size", (long long)c->tile_sample_min_size, c->tile_overlap_factor, (long long)in.dim[2], (long long)in.dim[1]);
-            paste(whole, *tile, limit, y0, x0);
-            x0 += w;
+                blend(tile, row[j - 1], g.extent, false);
+            int64_t height = least(g.limit, tile.dim[1]), width = least(g.limit, tile.dim[2]);
+            copy_rectangle(whole, y, x, tile, 0, 0, height, width);
+            x += width;
         }
-        y0 += tiles[i * columns].dim[1] < limit ? tiles[i * columns].dim[1] : limit;
+        y += least(g.limit, row[0].dim[1]);
     }
     if (decode) {
-        int64_t height = in.dim[1] < size ? in.dim[1] : size, width = in.dim[2] < size ? in.dim[2] : size;
-        overlay_corner(whole, code(r, v, true, crop(a, in, in.dim[1] - height, in.dim[2] - width, height, width), &slices));
+        int64_t y = in.dim[1] - least(g.size, in.dim[1]), x = in.dim[2] - least(g.size, in.dim[2]);
+        overlay_corner(whole, code_tile(r, v, true, in, y, x, g.size, &slices));
     }
     free(tiles);
     arena_reset(a, mark);
     return whole;
 }
 
-/* ---------------------------------------------------------------- the two directions */
+/* ---------------------------------------------------------------- the two directions
+ *
+ * The encoder gives no latents but a normal distribution of them for every place: 2Z channels, first the means m, then
+ * the logarithms s of the variances (DiagonalGaussianDistribution of diffusers). Whoever asks takes
+ *
+ *     the mode      m                                            for smoothing the decoded video
+ *     a sample      m + exp(clamp(s, -30, 20) / 2) noise         for mask and masked video, which the DiT looks at
+ *
+ * and multiplies by scaling_factor, which makes the latents' size about that of the noise that the DiT begins with. The
+ * decoder wants that factor divided out. All of this is done in ruyi.c. */
 
-/* pixels [T][H][W][3] in -1..1 -> moments [F][h][w][2 Z]: mean, then log variance, not clamped. AutoencoderKLMagvit.encode. */
+/* pixels [T][H][W][3] in -1..1 -> moments [F][h][w][2 Z]: mean, then log variance, not clamped. Tiles where either side
+ * is larger than a tile. AutoencoderKLMagvit.encode. */
 tensor vae_encode(const run *r, const vae *v, tensor pixels)
 {
     int64_t size = v->config.tile_sample_min_size;
@@ -722,6 +946,7 @@ tensor vae_decode(const run *r, const vae *v, tensor latents)
 
 typedef struct { run r; vae_config c; resblock b; pass p; tensor x; } resblock_bench;
 
+/* One residual block of c channels on [t][h][w][c], with random weights: what most of the VAE's time goes into. */
 void *bench_resblock_new(arena *a, int64_t c, int64_t t, int64_t h, int64_t w)
 {
     resblock_bench *s = allocate(1, sizeof *s);
