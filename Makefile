@@ -49,8 +49,9 @@ build/unit-asan: tests/unit.c tests/io_test.h $(SOURCES) ruyi.h Makefile
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -O1 -g $(NUMERIC) $(NATIVE) $(filter-out -Wshadow,$(WARNINGS)) -fsanitize=address,undefined -fno-sanitize-recover=all tests/unit.c -lm -o $@
 
+# Threads that wait sleep, since somebody else may be using the machine.
 demo: ruyi
-	./ruyi -m weights/ruyi-tiny -i weights/start/meadow.ppm --frames 24 --size 128x128 --camera left --motion 2 -o out.y4m
+	OMP_WAIT_POLICY=passive ./ruyi -m weights/ruyi-tiny -i weights/start/meadow.ppm --frames 24 --size 128x128 --camera left --motion 2 -o out.y4m
 	@echo
 	@echo "out.y4m is one second of animation, made from weights/start/meadow.ppm by the embedded model: the camera pans left."
 	@echo "Watch it:    ffplay -loop 0 out.y4m        (or mpv, VLC)"

@@ -421,8 +421,8 @@ typedef struct {                /* scheduler/scheduler_config.json, as the class
     float *trained_betas;
     prediction prediction_type;
     spacing timestep_spacing;
-    bool set_alpha_to_one, clip_sample, rescale_betas_zero_snr, thresholding;
-    double clip_sample_range, dynamic_thresholding_ratio, sample_max_value;
+    bool set_alpha_to_one, clip_sample, rescale_betas_zero_snr;
+    double clip_sample_range;
 } sched_config;
 typedef struct {
     sched_config config;
