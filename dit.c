@@ -1228,7 +1228,7 @@ static bool tea_update(arena *a, tea_cache *t, const dit *d, tensor patch, tenso
     t->count = call + 1 == t->steps ? 0 : call + 1;
     t->delta = 0;
     t->computed = true;
-    if (!first && !between)
+    if (!first && !between && !a->planning)                     /* the plan foresees the larger work */
         return false;
     size_t mark = arena_mark(a);
     tensor now = modulated_input(a, d, patch, silu_temb, frames);
@@ -1328,7 +1328,7 @@ tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor la
     c.silu_temb = temb;
     c.patch = patch_tokens(a, d, latents, inpaint);
     c.rotary = rotary_table(a, &d->config, h / p, w / p);
-    c.enhance = eav && enhance_update(eav);
+    c.enhance = eav && (enhance_update(eav) || (eav->enabled && a->planning));     /* the plan foresees the larger work */
     c.enhance_weight = eav ? eav->weight : 0;
     tea_cache *cache = tea && tea->threshold != 0 ? tea : NULL;
     bool store = cache && tea_update(a, cache, d, c.patch, c.silu_temb, frames);

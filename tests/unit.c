@@ -644,6 +644,47 @@ static void test_plan(void)
     arena_free(&a);
 }
 
+/* Two calls of the transformer with plug-ins that sleep in the first: the plan, made of one call, must foresee both. */
+static size_t two_calls(arena *a, const dit *d, bool enhanced, bool cached, bool keep_rows)
+{
+    enum { FRAMES = 4, SIDE = 32, TOKENS_ALL = FRAMES * SIDE / 2 * SIDE / 2 };
+    int64_t size = d->config.hidden_size;
+    run r = { .arena = a, .keep_rows = keep_rows };
+    tea_cache tea = { .threshold = cached ? 0.1 : 0, .skip_start = 2, .skip_end = 1, .steps = 4 };
+    enhance eav = { .enabled = enhanced, .weight = 1, .skip_start = 1, .steps = 4 };
+    if (cached) {
+        tea.last = tensor_new_high(a, SHAPE(2 * TOKENS_ALL, size));
+        tea.residual = tensor_new_high(a, SHAPE(2, TOKENS_ALL, size));
+    }
+    dit_condition c = { .rows = 2, .extra = tensor_new(a, SHAPE(2, size)), .text = tensor_new(a, SHAPE(2, 16, d->config.cross_attention_dim)),
+                        .image = tensor_new(a, SHAPE(2, 16, d->config.cross_attention_dim)) };
+    c.padding = c.image;
+    tensor latents = tensor_new(a, SHAPE(FRAMES, SIDE, SIDE, 16)), inpaint = tensor_new(a, SHAPE(FRAMES, SIDE, SIDE, 32));
+    tensor all[] = { c.extra, c.text, c.image, latents, inpaint };
+    for (int i = 0; i < 5; i++)
+        for (int64_t k = 0; k < tensor_count(all[i]) && !a->planning; k++)
+            all[i].data[k] = noise();
+    for (int64_t i = 0; i < (a->planning ? 1 : 3); i++) {
+        size_t mark = arena_mark(a);
+        dit_forward(&r, d, &c, latents, inpaint, 500, true, i, &tea, &eav);
+        arena_reset(a, mark);
+    }
+    return a->peak;
+}
+
+static void test_forward_plan(void)
+{
+    dit *d = dit_open("weights/ruyi-tiny/transformer", NULL, NULL, 0, false);
+    for (int i = 0; i < 8; i++) {
+        arena planned = arena_plan();
+        size_t bytes = two_calls(&planned, d, i & 1, i & 2, i & 4), used;
+        memory = arena_new(bytes);
+        used = two_calls(&memory, d, i & 1, i & 2, i & 4);
+        CHECK(used == bytes, "plug-ins %d: the plan says %zu bytes, the calls took %zu", i, bytes, used);
+        arena_free(&memory);
+    }
+}
+
 int main(void)
 {
     test_io();
@@ -663,6 +704,7 @@ int main(void)
     test_conv_bytes();
     test_attention();
     test_plan();
+    test_forward_plan();
     printf("%d passed, %d failed\n", passed, failed);
     return failed ? DIFFERS : DONE;
 }
