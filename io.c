@@ -1585,12 +1585,14 @@ void weights_add_loras(weights *w, const safetensors *const *files, const double
  * the files, which is why no run begins with it. */
 const st_tensor *weights_nonfinite(const weights *w, int64_t *index)
 {
-    for (int f = 0; f < w->nfiles; f++)
-        for (int64_t i = 0; i < w->files[f]->count; i++) {
-            const st_tensor *t = &w->files[f]->tensors[i];
+    for (int f = 0; f < w->nfiles + w->nloras; f++) {
+        const safetensors *file = f < w->nfiles ? w->files[f] : w->loras[f - w->nfiles];
+        for (int64_t i = 0; i < file->count; i++) {
+            const st_tensor *t = &file->tensors[i];
             for (*index = 0; is_computable(t->type) && *index < (int64_t)t->count; ++*index)
                 if (!isfinite((real)element(t, (uint64_t)*index))) return t;
         }
+    }
     return NULL;
 }
 
@@ -1993,8 +1995,17 @@ static real *channels_first(const real *from, shape *s, int to)
     return turned;
 }
 
+/* Makes a dump's folder (one level) where it is missing, or dies: before the hours of computing, not in them. */
+void dump_check(const char *folder)
+{
+    struct stat about;
+    if (mkdir(folder, 0777) != 0 && errno != EEXIST) die_writing(folder);
+    if (stat(folder, &about) == 0 && !S_ISDIR(about.st_mode)) errno = ENOTDIR, die_writing(folder);
+    if (access(folder, W_OK | X_OK) != 0) die_writing(folder);
+}
+
 /* DIR/NAME.safetensors, where some filter matches the name or there are none. Takes over name. Other orders than AS_IS
- * are for data of reals. The folder is made at need, one level; that it exists already is the usual case. */
+ * are for data of reals. */
 static void dump_named(const run *r, const void *data, dtype type, shape s, layout order, char *name)
 {
     bool wanted = r->nfilters == 0;
@@ -2002,7 +2013,6 @@ static void dump_named(const run *r, const void *data, dtype type, shape s, layo
     if (wanted) {
         char *path = text_of("%s/%s.safetensors", r->dump_dir, name);
         real *turned = order == AS_IS ? NULL : channels_first(data, &s, order == ROWS_CHANNELS_FIRST);
-        if (mkdir(r->dump_dir, 0777) != 0 && errno != EEXIST) die_writing(r->dump_dir);
         st_entry only = { name, type, s, turned ? turned : data };
         safetensors_put(path, &only, 1, false);     /* a dump may be lost in a crash: no sync */
         free(turned);

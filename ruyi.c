@@ -695,6 +695,7 @@ typedef struct {
     char *path;                             /* room of inside() */
     const char *files[MAX_FILES]; int nfiles;   /* what stands beside the options */
     bool quiet, blank;                      /* blank: info's picture is a stand-in */
+    bool stdin_read;
 
     vae *vae; clip *clip; dit *dit;         /* opened as far as the command needs them, and never closed */
     sched_config sched;
@@ -730,28 +731,30 @@ static shape shape_as(tensor x)
 }
 
 /* Stops a run at the first stage that is not a finite number: a clip of black frames after an hour says nothing. Names
- * the weight that is to blame, if w (may be NULL) holds one that is not finite itself. */
-static void check_finite(tensor x, const char *stage, const weights *w)
+ * the weight that is to blame, if one of the two components (either may be NULL) holds one that is not finite itself. */
+static void check_finite(tensor x, const char *stage, const weights *first, const weights *second)
 {
-    int64_t bad = -1;
+    int64_t bad = -1, index;
     for (int64_t i = 0; i < tensor_count(x) && x.data && bad < 0; i++)
         if (!isfinite(x.data[i]))
             bad = i;
     if (bad < 0)
         return;
-    int64_t index;
-    const st_tensor *t = w ? weights_nonfinite(w, &index) : NULL;
-    if (t)
-        die(BAD_INPUT, "%s/%s: %s: element %lld is not a finite number, which shows at %s; the file is damaged, get it "
-            "again", w->folder, w->stem, t->name, (long long)index, stage);
-    die(BAD_INPUT, "%s: element %lld is %g, expected a finite number; the inputs or a guidance of this size overflow",
-        stage, (long long)bad, (double)x.data[bad]);
+    const weights *suspects[] = { first, second };
+    for (int i = 0; i < 2; i++) {
+        const st_tensor *t = suspects[i] ? weights_nonfinite(suspects[i], &index) : NULL;
+        if (t)
+            die(BAD_INPUT, "%s/%s: %s: element %lld is not a finite number, which shows at %s; the file is damaged, get "
+                "it again", suspects[i]->folder, suspects[i]->stem, t->name, (long long)index, stage);
+    }
+    die(BAD_INPUT, "%s: element %lld is %g, expected a finite number; an input is damaged, or a guidance or the weight "
+        "of a low-rank update too large", stage, (long long)bad, (double)x.data[bad]);
 }
 
 /* Ends a stage: checked, and dumped under its name, in PyTorch's order. */
-static void stage(const run *r, tensor x, const char *name, const weights *w)
+static void stage(const run *r, tensor x, const char *name, const weights *first, const weights *second)
 {
-    check_finite(x, name, w);
+    check_finite(x, name, first, second);
     dump(r, x, CHANNELS_FIRST, "%s", name);
 }
 
@@ -890,7 +893,7 @@ static tensor inpaint_latents(const run *r, const job *j, shape latents)
         size_t before = arena_mark(a);
         sample_posterior(a, out, i * z, vae_encode(&inner, j->vae, videos[i]), &g,
                          vae_settings(j->vae)->scaling_factor);
-        stage(r, channels(a, out, i * z, z), names[i], vae_weights(j->vae));
+        stage(r, channels(a, out, i * z, z), names[i], vae_weights(j->vae), NULL);
         arena_reset(a, before);
     }
     arena_reset(a, mark);
@@ -914,7 +917,7 @@ static tensor clip_tokens(const run *r, const job *j)
     if (!j->starts)
         return (tensor){ 0 };
     tensor tokens = clip_encode(r, j->clip, j->seen);
-    check_finite(tokens, "clip.hidden", clip_weights(j->clip));
+    check_finite(tokens, "clip.hidden", clip_weights(j->clip), NULL);
     return tokens;
 }
 
@@ -967,12 +970,12 @@ static unsigned char *decode_frames(const run *r, const job *j, tensor latents, 
     size_t mark = arena_mark(a);
     scale_to(latents, latents, 1 / c->scaling_factor);
     tensor video = vae_decode(r, j->vae, latents);
-    check_finite(video, "decoded", vae_weights(j->vae));    /* before clamping, which would hide an infinity */
+    check_finite(video, "decoded", vae_weights(j->vae), NULL);    /* before clamping, which would hide an infinity */
     clamp(video, -1, 1);
     dump(r, video, CHANNELS_FIRST, "decoded");
     if (c->mode != SLICE_CACHE)
         smooth(r, j->vae, video);
-    check_finite(video, "video", vae_weights(j->vae));
+    check_finite(video, "video", vae_weights(j->vae), NULL);
     for (int64_t i = 0; i < tensor_count(video) && video.data; i++)
         video.data[i] = video.data[i] / 2 + (real)0.5;
     clamp(video, 0, 1);
@@ -1025,11 +1028,11 @@ static void dump_timesteps(const run *r, const scheduler *s)
 }
 
 /* Ends one of the stages of call i: stage(), under the name step.NNN.NAME. */
-static void step_stage(const run *r, tensor x, int64_t i, const char *name, const weights *w)
+static void step_stage(const run *r, tensor x, int64_t i, const char *name, const job *j)
 {
     char full[64];
     snprintf(full, sizeof full, "step.%03d.%s", (int)i, name);
-    stage(r, x, full, w);
+    stage(r, x, full, dit_weights(j->dit), j->embeddings);
 }
 
 /* TeaCache for that many tokens: a call whose input has hardly changed since the last computed one adds that one's
@@ -1084,9 +1087,9 @@ static void denoise(const run *r, const job *j, const dit_condition *c, tensor l
         sched_input(s, x, latents);
         tensor out = dit_forward(r, j->dit, c, x, inpaint, s->timesteps[i], see_image, i, &tea, &eav);
         guide(pred, out, j->cfg);
-        step_stage(r, pred, i, "pred", dit_weights(j->dit));
+        step_stage(r, pred, i, "pred", j);
         sched_step(s, latents, pred, j->scheduler == EULER_A ? fresh_noise(a, g, size) : (tensor){ 0 });
-        step_stage(r, latents, i, "latents", NULL);
+        step_stage(r, latents, i, "latents", j);
         computed[i] = tea.computed;
         delta[i] = tea.delta;
         arena_reset(a, mark);
@@ -1110,12 +1113,12 @@ static unsigned char *generate(const run *r, const job *j, int64_t *frames)
     generator_seed(&g, j->seed);
     tensor latents = fresh_noise(a, &g, size);
     size_t mark = arena_mark(a);
-    stage(r, latents, "noise", NULL);
+    stage(r, latents, "noise", NULL, NULL);
     scale_to(latents, latents, s.init_noise_sigma);
 
     tensor inpaint = inpaint_latents(r, j, size), tokens = clip_tokens(r, j);
     dit_condition condition = dit_conditions(r, j->dit, j->rows + 2 - rows, rows, tokens, j->height, j->width);
-    check_finite(condition.text, "text", j->embeddings);
+    check_finite(condition.text, "text", j->embeddings, dit_weights(j->dit));
     denoise(r, j, &condition, latents, inpaint, &g, &s);
     sched_free(&s);
     arena_reset(a, mark);
@@ -1154,7 +1157,7 @@ static result flow_decode(const run *r, const job *j)
     for (int64_t i = 0; i < z * places && from; i++)
         latents.data[i % places * z + i / places] = from[i];
     arena_reset(r->arena, mark);
-    check_finite(latents, "latents", NULL);
+    check_finite(latents, "latents", NULL, NULL);
     out.bytes = decode_frames(r, j, latents, &out.frames);
     return out;
 }
@@ -1167,7 +1170,7 @@ static result flow_encode(const run *r, const job *j)
     tensor pixels = fill_pixels(a, j);
     dump(r, pixels, CHANNELS_FIRST, "pixels");
     tensor moments = vae_encode(r, j->vae, pixels);
-    stage(r, moments, "vae.moments", vae_weights(j->vae));
+    stage(r, moments, "vae.moments", vae_weights(j->vae), NULL);
     int64_t z = moments.dim[3] / 2, places = tensor_count(moments) / (2 * z);
     tensor latents = tensor_new(a, SHAPE(z, moments.dim[0], moments.dim[1], moments.dim[2]));
     for (int64_t i = 0; i < z * places && latents.data; i++)
@@ -1233,7 +1236,7 @@ static output *open_output(const job *j, const result *planned)
 }
 
 /* Plans, opens the output, runs, writes. */
-static void run_flow(const job *j, flow *f)
+static void run_flow(job *j, flow *f, void (*prepare)(job *j))
 {
     result planned;
     size_t bytes = plan(j, f, &planned);
@@ -1241,6 +1244,10 @@ static void run_flow(const job *j, flow *f)
     double start = now();
     struct progress p = { .terminal = isatty(2), .last_line = start };
     arena a = arena_new(bytes);
+    if (j->dump_dir)
+        dump_check(j->dump_dir);
+    if (prepare)
+        prepare(j);
     run r = run_of(j, &a);
     r.progress = j->quiet ? NULL : &p;
     result out = f(&r, j);
@@ -1436,10 +1443,10 @@ static void check_model(const job *j)
             "out");
 }
 
-/* DPM++ needs one point more than steps (fill_timesteps); PNDM three steps for its warm-up and one to go to. */
+/* DPM++ takes one point more than steps (fill_timesteps); PNDM three steps for its warm-up and one to go to. */
 static void check_count(const job *j)
 {
-    int64_t least = j->scheduler == PNDM ? 4 : 1, most = j->sched.num_train_timesteps / (j->scheduler == DPMPP ? 2 : 1);
+    int64_t least = j->scheduler == PNDM ? 4 : 1, most = j->sched.num_train_timesteps - (j->scheduler == DPMPP);
     if (j->steps < least || j->steps > most)
         die(BAD_INPUT, "--steps: got %lld, expected %lld to %lld for %s", (long long)j->steps, (long long)least,
             (long long)most, sched_names[j->scheduler]);
@@ -1459,6 +1466,12 @@ static void open_generate(job *j)
     open_controls(j);
     check_model(j);
     check_count(j);
+}
+
+/* The pictures at the clip's size, and the first as CLIP gets it. After the plan, which needs no picture: a size that no
+ * machine can hold is refused before anything of that size exists. */
+static void fit_pictures(job *j)
+{
     resize_pictures(j->start, j->starts, j->width, j->height);
     resize_pictures(j->end, j->ends, j->width, j->height);
     if (j->starts)
@@ -1486,7 +1499,7 @@ static void command_generate(job *j)
 {
     need_output(j, frames_out);
     open_generate(j);
-    run_flow(j, flow_generate);
+    run_flow(j, flow_generate, fit_pictures);
 }
 
 /* ruyi encode: every picture is one frame, [T][H][W][3] as it is. Nothing is resized here, because the pictures may be
@@ -1505,7 +1518,7 @@ static void command_encode(job *j)
         if (j->start[i].w != j->width || j->start[i].h != j->height || j->width % scale || j->height % scale)
             die(BAD_INPUT, "--image: picture %d is %lld x %lld, expected pictures of one size whose sides are "
                 "multiples of %lld", i + 1, (long long)j->start[i].w, (long long)j->start[i].h, (long long)scale);
-    run_flow(j, flow_encode);
+    run_flow(j, flow_encode, NULL);
 }
 
 /* ruyi decode: latents [Z][F][h][w] under the name "latents", scaled as the DiT sees them, as `ruyi encode` or any
@@ -1525,7 +1538,7 @@ static void command_decode(job *j)
     if (!readable || t->ndim != 4 || t->dim[0] != z || !t->count)
         die(BAD_INPUT, "%s: latents: got %s of %d dimensions, expected F32, F64, F16 or BF16 of [%lld, frames, "
             "height/%lld, width/%lld]", j->latents, dtype_name[t->type], t->ndim, z, scale, scale);
-    run_flow(j, flow_decode);
+    run_flow(j, flow_decode, NULL);
 }
 
 /* ruyi clip: what the image tower makes of one picture, in its own size. In a generation the picture is resized to the
@@ -1537,7 +1550,7 @@ static void command_clip(job *j)
         die(BAD_INPUT, "--image: got %d pictures, expected one; give it with -i", j->starts);
     j->clip = clip_open(inside(j, "image_encoder"), j->allow_unknown);
     j->seen = clip_preprocess(clip_settings(j->clip), j->start[0]);
-    run_flow(j, flow_clip);
+    run_flow(j, flow_clip, NULL);
 }
 
 /* ---------------------------------------------------------------- commands: info
@@ -1836,6 +1849,7 @@ static size_t open_tiny(job *j)
     j->frames = 24;
     give_blank(j);
     open_generate(j);
+    fit_pictures(j);
     return plan(j, flow_generate, &out);
 }
 
@@ -1900,7 +1914,7 @@ static const struct {
     [O_LORA] = { "lora", 0, "FILE[:WEIGHT]", CLIPS, "low-rank updates of the transformer; repeatable" },
     [O_TEACACHE] = { "teacache", 0, "T[,START,END]", CLIPS, "reuse calls that change less than T (0.1,3,1)" },
     [O_ENHANCE] = { "enhance-a-video", 0, "W[,START,END]", CLIPS, "strengthen attention between frames (1,0,0)" },
-    [O_DUMP] = { "dump", 0, "FOLDER", RUNS, "write every stage as FOLDER/NAME.safetensors" },
+    [O_DUMP] = { "dump", 0, "FOLDER", RUNS | FOR(INFO), "write every stage as FOLDER/NAME.safetensors" },
     [O_FILTER] = { "dump-filter", 0, "GLOB", RUNS, "only stages whose name matches; repeatable" },
     [O_UNKNOWN] = { "allow-unknown", 0, NULL, MODELS, "ignore tensors that the configuration has no place for" },
     [O_CLASS] = { "class", 0, "WORD", FOR(COMPARE), "limits of fp32 or fp64 (this build's)" },
@@ -1966,8 +1980,17 @@ static double read_real(const char *option, const char *text)
     char *end;
     double x = strtod(text, &end);
     if (strspn(text, "+-.0123456789eE") != strlen(text) || end == text || *end || !isfinite(x) || fabs(x) > 1e6)
-        die(BAD_INPUT, "--%s: got %s, expected a number", option, text);
+        die(BAD_INPUT, "--%s: got %s, expected a number from -1e6 to 1e6", option, text);
     return x;
+}
+
+/* What --help says of an option: for lists of words it names them. */
+static const char *help_of(const char *name)
+{
+    int i = 0;
+    while (strcmp(options[i].name, name))
+        i++;
+    return options[i].help;
 }
 
 /* The place of a word in a list. */
@@ -1975,7 +1998,7 @@ static int read_word(const char *option, const char *text, const char *const *wo
 {
     int place = place_of(text, words, count);
     if (place < 0)
-        die(BAD_INPUT, "--%s: got %s; did you mean %s?", option, text, nearest_word(text, words, count));
+        die(BAD_INPUT, "--%s: got %s; did you mean %s? (%s)", option, text, nearest_word(text, words, count), help_of(option));
     return place;
 }
 
@@ -2026,7 +2049,7 @@ static void read_lora(job *j, const char *text)
     const char *colon = strrchr(text, ':');
     char *end, *path;
     double scale = colon && colon[1] ? strtod(colon + 1, &end) : 1;
-    bool weighted = colon && colon[1] && !*end && isfinite(scale);
+    bool weighted = colon && colon[1] && !*end && fabs(scale) <= 1e6;
     if (j->nloras == MAX_FILES)
         die(BAD_INPUT, "--lora: more than %d files", MAX_FILES);
     path = weighted ? text_of("%.*s", (int)(colon - text), text) : text_of("%s", text);
@@ -2038,6 +2061,9 @@ static void read_lora(job *j, const char *text)
 /* All pictures of a file after those before it: a PPM may hold several, a pipe any number. */
 static void read_pictures(job *j, const char *path, bool end)
 {
+    if (!strcmp(path, "-") && j->stdin_read)
+        die(BAD_INPUT, "--%s: got - twice, expected once; put all pictures into one stream", end ? "end" : "image");
+    j->stdin_read |= !strcmp(path, "-");
     int most = !end && j->command == ENCODE ? MAX_PICTURES : MAX_GIVEN, *count = end ? &j->ends : &j->starts;
     if (*count == most)
         die(BAD_INPUT, "--%s: got more pictures, expected at most %d; give fewer", end ? "end" : "image", most);

@@ -215,6 +215,7 @@ typedef struct run {
 typedef enum { AS_IS, CHANNELS_FIRST, ROWS_CHANNELS_FIRST } layout; /* [...C] -> [C...]; [B][...C] -> [B][C...] */
 void dump(const run *r, tensor x, layout order, const char *name, ...) PRINTF(4, 5);
 void dump_data(const run *r, const void *data, dtype type, shape s, const char *name, ...) PRINTF(5, 6);
+void dump_check(const char *folder);                /* makes the folder, or dies early */
 int compare(const char *golden, const char *mine, const char *class, bool verbose); /* an exit code */
 
 /* ---------------------------------------------------------------- tensor.c: memory, arithmetic, random numbers */
