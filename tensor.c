@@ -582,7 +582,7 @@ typedef struct product {
 
 /* Rows of a task and outputs of a panel at the most: a chunk of the panel, 768 x 256 floats, fits the second-level cache,
  * and is read once for all rows of a task. */
-enum { BLOCK_M = 64 * MR, BLOCK_N = 768 / NR * NR };
+enum { BLOCK_M = 64 * MR, BLOCK_N = 768 / NR * NR, PANEL = 1 << 22 };     /* PANEL: reals, for the shared cache */
 
 /* Scratch of one thread, in reals: copied rows of x, one tile, one widened row of W per lane. */
 enum { ROWS = MR * STRIDE, TILE = MR * NR, PRODUCT_SCRATCH = ROWS + TILE + NR * STRIDE };
@@ -661,7 +661,8 @@ static void product_pack(const product *p, int64_t n0, int64_t n1, real *panel, 
 static void product_run(arena *a, const product *p)
 {
     size_t mark = arena_mark(a);
-    int64_t threads = ruyi_threads(), columns = smaller(divide_up(p->n, NR) * NR, BLOCK_N);
+    int64_t threads = ruyi_threads(), fits = PANEL / (p->k + 1) / NR * NR;
+    int64_t columns = smaller(divide_up(p->n, NR) * NR, fits < NR ? NR : fits > BLOCK_N ? BLOCK_N : fits);
     real *scratch = arena_alloc(a, (size_t)threads * PRODUCT_SCRATCH, sizeof(real));
     real *panel = arena_alloc(a, (size_t)(p->k * columns), sizeof(real));
     int64_t high = smaller(divide_up(divide_up(p->m, 3 * threads), MR) * MR, BLOCK_M);
