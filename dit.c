@@ -37,7 +37,7 @@
 enum { TOKENS = 1024 };         /* tokens in a piece of a widening layer: bounds its memory, changes no bit */
 
 /* A new tensor of the size of x [M][K]. */
-static tensor like(arena *a, tensor x) { return tensor_new(a, SHAPE(x.dim[0], x.dim[1])); }
+static tensor like(arena *a, tensor x) { return tensor_new(a, tensor_shape(x)); }
 
 /* A parameter as a tensor of that shape. Without data, in the planning pass, it has the shape alone. */
 static tensor widened(arena *a, weight w, shape s)

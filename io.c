@@ -1168,20 +1168,6 @@ const st_tensor *safetensors_find(const safetensors *file, const char *name)
     return found ? *found : NULL;
 }
 
-/* A file's shape of any rank in the program's fixed room of MAX_DIMS. Of a longer one, leading ones are dropped, which
- * changes no element's place; more real dimensions than fit are BAD_INPUT. */
-shape shape_of(const st_tensor *t)
-{
-    shape s = { .ndim = (int)lesser(t->ndim, MAX_DIMS) };
-    int extra = t->ndim - s.ndim;
-    for (int i = 0; i < t->ndim; i++) {
-        if (i >= extra) s.dim[i - extra] = t->dim[i];   /* beyond the leading ones */
-        else if (t->dim[i] != 1)
-            die(BAD_INPUT, "%s: shape: got %d dimensions, expected at most %d; reshape it", t->name, t->ndim, MAX_DIMS);
-    }
-    return s;
-}
-
 /* Elements of a shape that the program made itself: its memory exists, so the product fits. */
 static uint64_t shape_elements(shape s)
 {
@@ -2028,9 +2014,7 @@ void dump(const run *r, tensor x, layout order, const char *name, ...)
 {
     if (!r->dump_dir || !x.data) return;
     FORMATTED(full, name);
-    shape s = { .ndim = x.ndim };
-    memcpy(s.dim, x.dim, sizeof s.dim);
-    dump_named(r, x.data, sizeof(real) == 8 ? F64 : F32, s, order, full);
+    dump_named(r, x.data, sizeof(real) == 8 ? F64 : F32, tensor_shape(x), order, full);
 }
 
 /* The same for data of any type, in PyTorch's order already. */

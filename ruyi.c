@@ -722,14 +722,6 @@ typedef struct {
  * the masked video. Both are torch's CPU generator, in float32, bit for bit.
  */
 
-/* A tensor's shape, to make another of it. */
-static shape shape_as(tensor x)
-{
-    shape s = { .ndim = x.ndim };
-    memcpy(s.dim, x.dim, sizeof s.dim);
-    return s;
-}
-
 /* Stops a run at the first stage that is not a finite number: a clip of black frames after an hour says nothing. Names
  * the weight that is to blame, if one of the two components (either may be NULL) holds one that is not finite itself. */
 static void check_finite(tensor x, const char *stage, const weights *first, const weights *second)
@@ -876,7 +868,7 @@ static tensor inpaint_latents(const run *r, const job *j, shape latents)
         return out;
     }
     size_t mark = arena_mark(a);
-    tensor pixels = fill_pixels(a, j), masks = tensor_new(a, shape_as(pixels)), videos[2] = { masks, pixels };
+    tensor pixels = fill_pixels(a, j), masks = tensor_new(a, tensor_shape(pixels)), videos[2] = { masks, pixels };
     dump(r, pixels, CHANNELS_FIRST, "pixels");
     dump_mask(r, j);
     for (int64_t t = 0; t < j->frames; t++) {
@@ -1073,7 +1065,7 @@ static void denoise(const run *r, const job *j, const dit_condition *c, tensor l
 {
     arena *a = r->arena;
     int64_t p = dit_settings(j->dit)->patch_size, tokens = latents.dim[0] * (latents.dim[1] / p) * (latents.dim[2] / p);
-    shape size = shape_as(latents);
+    shape size = tensor_shape(latents);
     tea_cache tea = new_tea(a, j, c->rows, tokens);
     enhance eav = { .enabled = j->enhance, .weight = j->enhance_weight, .skip_start = j->enhance_start,
                     .skip_end = j->enhance_end, .steps = j->steps };
@@ -1200,7 +1192,7 @@ static void save_tensor(arena *a, const char *path, const result *out)
     for (int64_t i = 0; i < n && data; i++)
         data[i] = (float)out->saved.data[i];
     if (data)
-        safetensors_write(path, &(st_entry){ out->name, F32, shape_as(out->saved), data }, 1);
+        safetensors_write(path, &(st_entry){ out->name, F32, tensor_shape(out->saved), data }, 1);
 }
 
 /* The bytes that a flow needs, everything but the mapped weights, and its result's sizes. */
@@ -1661,8 +1653,7 @@ static void info_plan(const job *j)
     }
     printf("a run of %lld x %lld, %lld frames, with %s: %.1f MB of activations, %.1f MB of convolution weights put in "
            "order, %.1f MB of weights mapped from disk; %.1f MB of frames come out\n", (long long)out.w,
-               (long long)out.h,
-           (long long)out.frames, j->blank ? "one picture" : "the given pictures", (double)bytes / 1e6,
+           (long long)out.h, (long long)out.frames, j->blank ? "one picture" : "the given pictures", (double)bytes / 1e6,
            (double)copied / 1e6, (double)mapped / 1e6, (double)(out.frames * out.w * out.h * 3) / 1e6);
 }
 
@@ -1860,9 +1851,8 @@ static void command_bench(job *j)
 {
     static const char *const all[] = {
         "peak", "linear.1536x2816x2816", "linear_bf16.1536x2816x2816", "linear.1536x12288x2816",
-            "linear.1536x2816x12288",
-        "linear.333x2816x1024", "attention.32x1536x1536x88", "attention.8x3456x3456x88", "conv3d.128.4x96x96",
-        "conv3d.256.4x48x48", "conv3d.512.2x24x24", "resblock.128.8x128x128", "dit_block.1536", "generate.tiny",
+        "linear.1536x2816x12288", "linear.333x2816x1024", "attention.32x1536x1536x88",
+        "attention.8x3456x3456x88", "conv3d.128.4x96x96", "conv3d.256.4x48x48", "conv3d.512.2x24x24", "resblock.128.8x128x128", "dit_block.1536", "generate.tiny",
     };
     int count = j->nfiles ? j->nfiles : (int)(sizeof all / sizeof *all);
     const char *const *names = j->nfiles ? j->files : all;

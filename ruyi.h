@@ -160,7 +160,6 @@ safetensors *safetensors_open(const char *path);    /* mmapped; dies with the ru
 void safetensors_free(safetensors *file);            /* what safetensors_parse allocated */
 void safetensors_close(safetensors *file);           /* the counterpart of safetensors_open */
 const st_tensor *safetensors_find(const safetensors *file, const char *name);       /* NULL: none */
-shape shape_of(const st_tensor *t);                 /* without leading ones beyond MAX_DIMS; dies on a higher rank */
 /* One file, whole or not at all. data: host byte order; names, types, shapes and data side by side. */
 typedef struct { const char *name; dtype type; shape shape; const void *data; } st_entry;
 void safetensors_write(const char *path, const st_entry *entries, int count);
@@ -235,6 +234,7 @@ tensor tensor_new_high(arena *a, shape s);          /* from the high end: surviv
 tensor tensor_view(tensor x, shape s);              /* the same elements in another shape */
 tensor tensor_part(tensor x, int64_t first, int64_t count);  /* x[first : first + count] of the first dimension */
 int64_t tensor_count(tensor x);
+shape tensor_shape(tensor x);                       /* to make another of it */
 void tensor_fill(tensor x, real value);
 void tensor_copy(tensor to, tensor from);
 void tensor_check(tensor x, shape expected, const char *what);      /* dies: a bug, not an input */

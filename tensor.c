@@ -174,6 +174,14 @@ int64_t tensor_count(tensor x)
     return n;
 }
 
+/* A tensor's shape, to make another of it. */
+shape tensor_shape(tensor x)
+{
+    shape s = { .ndim = x.ndim };
+    memcpy(s.dim, x.dim, sizeof s.dim);
+    return s;
+}
+
 /* The same elements in another shape of the same count. */
 tensor tensor_view(tensor x, shape s)
 {
@@ -225,10 +233,8 @@ void tensor_copy(tensor to, tensor from)
  * tensor from others: its temporaries, and its inputs above the mark, are gone. */
 tensor arena_return(arena *a, size_t mark, tensor x)
 {
-    shape s = { .ndim = x.ndim };
-    memcpy(s.dim, x.dim, sizeof s.dim);
     arena_reset(a, mark);
-    tensor kept = tensor_new(a, s);
+    tensor kept = tensor_new(a, tensor_shape(x));
     if (x.data)
         memmove(kept.data, x.data, (size_t)tensor_count(x) * sizeof(real));
     return kept;
@@ -701,8 +707,7 @@ void linear_to(arena *a, tensor y, tensor x, layer l)
 /* The same into a new tensor of x's shape with N columns. */
 tensor linear(arena *a, tensor x, layer l)
 {
-    shape s = { .ndim = x.ndim };
-    memcpy(s.dim, x.dim, sizeof s.dim);
+    shape s = tensor_shape(x);
     s.dim[s.ndim - 1] = l.weight.dim[0];
     tensor y = tensor_new(a, s);
     linear_to(a, y, x, l);
