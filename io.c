@@ -1236,23 +1236,28 @@ void safetensors_write(const char *path, const st_entry *entries, int count)
     safetensors_put(path, entries, count, true);
 }
 
-/* One element as a double: exact for every type but 64-bit integers beyond 2^53. The type must be an integer or a float
- * that kernels widen. Half types are widened where the kernels widen them (weight_row), so that there is one definition
- * of them. Signed integers are two's complement in the file, whatever the host has: with the sign bit set the value is
- * -(all others inverted) - 1. */
-static double element(const st_tensor *t, uint64_t i)
+/* One integer, sign-extended to 64 bits of two's complement, whatever the host has. */
+static uint64_t integer(const st_tensor *t, uint64_t i)
 {
     int bytes = dtype_bits[t->type] / 8;
-    const unsigned char *p = t->data + i * (uint64_t)bytes;
-    uint64_t bits = little_endian(p, bytes), sign = (uint64_t)1 << (8 * bytes - 1);
+    uint64_t bits = little_endian(t->data + i * (uint64_t)bytes, bytes), sign = (uint64_t)1 << (8 * bytes - 1);
+    bool extends = t->type == I8 || t->type == I16 || t->type == I32 || t->type == I64;
+    return extends && bits & sign ? bits | ~(sign - 1) : bits;
+}
+
+/* One element as a double: exact for every type but 64-bit integers beyond 2^53. The type must be an integer or a float
+ * that kernels widen. Half types are widened where the kernels widen them (weight_row), so that there is one definition
+ * of them. A negative integer is -(all bits inverted) - 1. */
+static double element(const st_tensor *t, uint64_t i)
+{
+    const unsigned char *p = t->data + i * (uint64_t)dtype_bits[t->type] / 8;
+    uint64_t bits = t->type == F64 ? little_endian(p, 8) : is_integer(t->type) ? integer(t, i) : 0;
     double number;
     if (t->type == F64) {
         memcpy(&number, &bits, sizeof number);
         return number;
     }
-    if (t->type == I8 || t->type == I16 || t->type == I32 || t->type == I64)
-        return bits & sign ? -(double)(~bits & (sign - 1)) - 1 : (double)bits;
-    if (is_integer(t->type)) return (double)bits;
+    if (is_integer(t->type)) return bits >> 63 && t->type != U64 ? -(double)~bits - 1 : (double)bits;
     real widened;
     weight_row((weight){ .data = p, .type = t->type, .ndim = 2, .dim = { 1, 1 } }, 0, 0, 1, &widened);
     return (double)widened;
@@ -2027,13 +2032,25 @@ void dump_data(const run *r, const void *data, dtype type, shape s, const char *
 
 /* ---------------------------------------------------------------- compare
  *
- * GOLDEN and MINE are files or folders of files; their tensors meet by name. Both are mapped and read once, so memory
- * does not grow with them. Standard output gets one line, a tensor per line before it if asked:
+ * GOLDEN and MINE are files or folders of files; their tensors meet by name, in the order of computing, so that the
+ * first that differs points at the cause and not at what follows from it. A float tensor is held to four limits, all of
+ * them multiples of one, L, which class and floor decide (limits_of). With d = mine - golden, all sums in double, and
+ * RMS = |golden| / sqrt(count):
  *
- *     same: 35 tensors; worst step.000.temb: rel-L2 7.2e-06, limit 5.78e-05
- *     differs first: step.000.block.02.attn1: rel-L2 ..., limit ...; of [2, 72, 48], ... ; 12 of 35 tensors differ
+ *     rel-L2      |d| / |golden|, Euclidean lengths: one measure for all stages, whatever their size and scale     1 L
+ *     slice       |d_s| / max(|golden_s|, |golden| / sqrt(n)) of the worst of the n slices of a dimension          8 L
+ *     element     |d_i| / max(|golden_i|, RMS) of the worst element                                              64 L
+ *     bias        |sum d| / (count RMS)                                                                        1/2 L
  *
- * First is first in the order of computing, so that the name points at the cause and not at what follows from it. */
+ * A slice is what one channel, token, frame, row holds. rel-L2 of a dead one among 10,000 is 1 %, its slice is 100 %.
+ * A slice is measured by itself or by the average slice, whatever is larger: cancellation leaves honest results large
+ * relative errors where almost nothing is left, and outliers have large errors in proportion. The same holds for
+ * elements; a dimension whose slices have fewer than 16 of them is left to that measure. Factors: in all golden cases
+ * the worst honest float32 slice is below 2 L and the worst element below 16 L; bias can be no larger than rel-L2, of
+ * which the honest floor is L / 8. So everything keeps a distance of 4.
+ *
+ * Printed and not judged: cosine, which forgives any scale, and ULPs, which small elements of large tensors have many
+ * of. ULPs are of the class's type at golden's magnitude; percentiles come from a histogram of 8 bins an octave. */
 
 /* The parts of names in the order in which a run makes them. One list serves every level: names are compared part by
  * part, and no two levels disagree. Numbers count, and a name comes after those that it begins (block.03 ends with the
@@ -2047,16 +2064,6 @@ static const char *const stage_order[] = {
     "norm_out", "teacache", "vae", "enc", "moments", "dec", "conv_in", "down", "mid", "up", "out", "pred", "latents",
     "decoded", "video", "frames",
 };
-
-/* GOLDEN is made by PyTorch, which knows how far float32 can be trusted there; its files carry that along:
- *
- *     "__metadata__": {"case": "dec-a-01", "floor": "{\"decoded\": 7.908e-07, ...}", ...}
- *
- * A file with what its metadata says: measured floors by tensor name (floor, a span of text), and whether its case is
- * one of the trained model's. A pack is all tensors of one side, in execution order. */
-typedef struct { safetensors *file; char *text; json floor; bool tiny; } source;
-typedef struct { const st_tensor *t; const source *from; } entry;
-typedef struct { source **sources; int nsources; entry *entries; int64_t count; } pack;
 
 /* Rank of a name's part: numbers by value, then the list, then the rest, all alike. An end ranks last. */
 static int64_t part_rank(const char *part, size_t length)
@@ -2073,7 +2080,7 @@ static int64_t part_rank(const char *part, size_t length)
  * compare equal ("3" and "03" have one rank): the names themselves decide last, so that bsearch finds exactly one. */
 static int by_stage(const void *a, const void *b)
 {
-    const char *s = ((const entry *)a)->t->name, *t = ((const entry *)b)->t->name;
+    const char *s = ((const pack_entry *)a)->tensor->name, *t = ((const pack_entry *)b)->tensor->name;
     for (const char *p = s, *q = t; *p || *q;) {
         size_t m = strcspn(p, "."), n = strcspn(q, ".");
         int64_t x = part_rank(p, m), y = part_rank(q, n);
@@ -2085,203 +2092,637 @@ static int by_stage(const void *a, const void *b)
     return strcmp(s, t);
 }
 
-/* Appends the tensors of a file. The metadata's floor is JSON in a string; a broken one would set other limits
- * silently: BAD_INPUT. */
+/* Appends the tensors of a file. */
 static void pack_add(pack *p, const char *path)
 {
-    char reason[REASON];
-    source *s = allocate(1, sizeof *s);
-    s->file = safetensors_open(path);
-    json floor = json_member(s->file->metadata, "floor"), name = json_member(s->file->metadata, "case");
-    s->text = floor.text ? json_string(floor) : NULL;
-    if (s->text && !json_check(s->text, strlen(s->text), false, &s->floor, reason))
-        die(BAD_INPUT, "%s: metadata floor: %s; make the file again", path, reason);
-    s->tiny = name.text && strncmp(name.text, "\"tiny-", 6) == 0;
-    p->sources = grow(p->sources, (size_t)p->nsources + 1, sizeof *p->sources);
-    p->sources[p->nsources++] = s;
-    p->entries = grow(p->entries, (size_t)(p->count + s->file->count), sizeof *p->entries);
-    for (int64_t i = 0; i < s->file->count; i++) p->entries[p->count++] = (entry){ &s->file->tensors[i], s };
+    safetensors *file = safetensors_open(path);
+    p->files = grow(p->files, (size_t)p->nfiles + 1, sizeof *p->files);
+    p->files[p->nfiles++] = file;
+    p->entries = grow(p->entries, (size_t)(p->count + file->count), sizeof *p->entries);
+    for (int64_t i = 0; i < file->count; i++) p->entries[p->count++] = (pack_entry){ &file->tensors[i], file };
 }
 
-/* All tensors of a file, or of the .safetensors files of a folder, in execution order; no name twice, since a name
- * decides what is compared with what. readdir's order does not matter: sorting has one result. BAD_INPUT for anything
- * else. */
-static pack pack_open(const char *path)
+/* All tensors of a file, of a golden case (FOLDER/expected.safetensors), or of the .safetensors files of a folder, in
+ * execution order; no name twice, since a name decides what is compared with what. readdir's order does not matter:
+ * sorting has one result. BAD_INPUT for anything else. */
+pack *pack_open(const char *path)
 {
-    pack p = {0};
-    DIR *folder = opendir(path);
-    if (!folder) pack_add(&p, path);
+    pack *p = allocate(1, sizeof *p);
+    char *expected = text_of("%s/expected.safetensors", path);
+    bool golden = access(expected, F_OK) == 0;
+    DIR *folder = golden ? NULL : opendir(path);
+    if (!folder) pack_add(p, golden ? expected : path);
     for (const struct dirent *d; folder && (d = readdir(folder));) {
         if (fnmatch("*.safetensors", d->d_name, 0) != 0) continue;
         char *name = text_of("%s/%s", path, d->d_name);
-        pack_add(&p, name);
+        pack_add(p, name);
         free(name);
     }
     if (folder) closedir(folder);
-    if (p.count > 0) qsort(p.entries, (size_t)p.count, sizeof *p.entries, by_stage);
-    for (int64_t i = 1; i < p.count; i++)
-        if (strcmp(p.entries[i - 1].t->name, p.entries[i].t->name) == 0)
-            die(BAD_INPUT, "%s: tensor %s: got it in two files, expected one; move one", path, p.entries[i].t->name);
+    free(expected);
+    if (p->count > 0) qsort(p->entries, (size_t)p->count, sizeof *p->entries, by_stage);
+    for (int64_t i = 1; i < p->count; i++)
+        if (strcmp(p->entries[i - 1].tensor->name, p->entries[i].tensor->name) == 0)
+            die(BAD_INPUT, "%s: tensor %s: got it in two files, expected one; move one", path, p->entries[i].tensor->name);
     return p;
 }
 
-/* Unmaps everything: entries and verdicts of this pack are of no use afterwards. */
-static void pack_close(pack *p)
+/* Unmaps everything: tensors of this pack are of no use afterwards. */
+void pack_close(pack *p)
 {
-    for (int f = 0; f < p->nsources; f++) {
-        safetensors_close(p->sources[f]->file);
-        free(p->sources[f]->text);
-        free(p->sources[f]);
-    }
-    free(p->sources);
+    for (int f = 0; f < p->nfiles; f++) safetensors_close(p->files[f]);
+    free(p->files);
     free(p->entries);
+    free(p);
 }
 
-/* The tensor of the same name, or NULL: the order of stages ends in that of the names, so it finds by name. */
-static const st_tensor *pack_find(const pack *p, const st_tensor *like)
+/* The tensor of that name, or NULL: the order of stages ends in that of the names, so it finds by name. */
+const st_tensor *pack_find(const pack *p, const char *name)
 {
-    const entry key = { .t = like }, *found = NULL;
+    const st_tensor like = { .name = (char *)(uintptr_t)name };
+    const pack_entry key = { &like, NULL }, *found = NULL;
     if (p->count > 0) found = bsearch(&key, p->entries, (size_t)p->count, sizeof key, by_stage);
-    return found ? found->t : NULL;
+    return found ? found->tensor : NULL;
 }
 
-/* One tensor of GOLDEN against its namesake: what was measured, and what was allowed. Integers, timesteps, noise and
- * the mask are compared exactly, everything else by length. */
+/* What separates the classes. u is half an ulp of 1, the largest relative error of one rounding: 2^-24, 2^-11, 2^-8. */
+typedef struct {
+    const char *name, *floors;          /* metadata's key for floors in this arithmetic */
+    int digits, smallest;               /* of the type: bits of the significand, exponent of the smallest ulp */
+    double least, unknown, most;        /* L at least, where there is no floor, and at most */
+} judge_class;
+static const judge_class classes[] = {
+    { "fp64", NULL, 53, -1022, 0, 0, 0 },
+    { "fp32", "floor", 24, -149, 2e-6, 2e-6, 6e-5 },
+    { "fp16", "floor.fp16", 11, -24, 0x1p-9, 0x1p-7, 0x1p-5 },      /* 4 u, 16 u, 64 u */
+    { "bf16", "floor.bf16", 8, -133, 0x1p-6, 0x1p-4, 0x1p-2 },
+};
+enum { CLASSES = 4 };
+
+/* Limits of the four measures in L. */
+enum { REL_L2, SLICE, ELEMENT, BIAS };
+static const double in_limits[] = { [REL_L2] = 1, [SLICE] = 8, [ELEMENT] = 64, [BIAS] = 0.5 };
+
+/* L of floats, with its reasons. Double: sums in another order move a result by less than 1e-12, storing it as F32 by
+ * 6e-8. Others: 8 floors, the distance of PyTorch from the truth in that arithmetic, which a golden file carries:
+ *
+ *     "__metadata__": {"case": "dec-a-01", "floor": "{\"decoded\": 7.908e-07, ...}", "floor.bf16": "...", ...}
+ *
+ * At least what another order of sums and one more rounding may cost; at most what real bugs begin with, but not below
+ * 4 floors. A trained model (cases tiny-*) amplifies float32 as it has to. */
+static double limit_of(const judge_class *c, const st_tensor *golden, json floor, bool tiny)
+{
+    if (!c->floors) return golden->type == F64 ? 1e-12 : 1e-7;
+    if (json_kind(floor) != '0') return c->unknown;
+    double f = json_number(floor), most = tiny ? INFINITY : fmax(c->most, 4 * f);
+    return fmax(fmin(8 * f, most), c->least);
+}
+
+/* Frames are truncated, so that the least difference may turn one over: one step of 255 in a thousandth of the samples.
+ * In half types steps and share are 4 floors; without floors they are what `unknown` is of 255, in any number. */
+static void limits_of_frames(const judge_class *c, json floor, double *difference, double *share)
+{
+    json most = json_member(floor, "frames"), differing = json_member(floor, "frames.differing");
+    bool half = c->digits < 24, known = json_kind(most) == '0' && json_kind(differing) == '0';
+    if (!c->floors) return;
+    *difference = !half ? 1 : known ? fmax(1, 4 * json_number(most)) : ceil(255 * c->unknown);
+    *share = !half ? 1e-3 : known ? fmax(1e-3, 4 * json_number(differing)) : 1;
+}
+
+/* One pass over a pair. Elements are taken SPAN at a time, as doubles; blocks of them, whose number depends on the
+ * shape alone, are tallied in parallel and added up in order, so that the result does not depend on threads. */
+enum { SPAN = 512, BLOCKS = 64, SLICE_LEAST = 16, SLICES_MOST = 1 << 20, OCTAVE = 8, BINS = 1 + 72 * OCTAVE };
+
+typedef struct {
+    double golden2, mine2, error2, error, product;      /* sums of a^2, b^2, d^2, d, a b */
+    double ulps;                        /* the largest error in ulps */
+    uint64_t differing, pixels;         /* elements; frames: runs of 3 with one that differs */
+    uint64_t odd_golden, odd_mine;      /* not finite; their terms are left out of the sums */
+    uint64_t first_odd;                 /* the first place where one of both is not; UINT64_MAX: none */
+    uint64_t bins[BINS];                /* errors in ulps: none, or below 1/256; then from 2^-8 on, the last open */
+    double largest[2048];               /* by the exponent of a: the largest |d|, and the first place that has it */
+    uint64_t place[2048];
+} tally;
+
+/* What a pass needs to know. Dimensions of one are left out. */
+typedef struct {
+    const st_tensor *golden, *mine;
+    double scale;                       /* a power of 2 that keeps squares within range; mostly 1 */
+    double per_ulp[2048];               /* 1 / ulp in the class's type, by the exponent bits of a double */
+    int ndim, *original;                /* kept dimensions, and their places in the shape */
+    int64_t *dim, *slices;              /* sizes, and where the sums of a dimension's slices begin; -1: none kept */
+    int64_t nslices;
+    uint64_t block;                     /* elements */
+    int nblocks;
+    bool exact;                         /* pixels are counted, and slices not */
+} sweep;
+
+static inline uint64_t double_to_bits(double x) { uint64_t bits; memcpy(&bits, &x, sizeof bits); return bits; }
+static inline double double_from_bits(uint64_t bits) { double x; memcpy(&x, &bits, sizeof x); return x; }
+
+/* n elements from `first` on as doubles. */
+static void load(const st_tensor *t, uint64_t first, int64_t n, double *out)
+{
+    real widened[SPAN];
+    const unsigned char *p = t->data + first * (uint64_t)dtype_bits[t->type] / 8;
+    if (t->type == F64) {
+        for (int64_t i = 0; i < n; i++) out[i] = double_from_bits(little_endian(p + 8 * i, 8));
+    } else if (t->type == U8) {
+        for (int64_t i = 0; i < n; i++) out[i] = p[i];
+    } else if (is_integer(t->type)) {
+        for (int64_t i = 0; i < n; i++) out[i] = element(t, first + (uint64_t)i);
+    } else {
+        weight_row((weight){ .data = p, .type = t->type, .ndim = 2, .dim = { 1, n } }, 0, 0, n, widened);
+        for (int64_t i = 0; i < n; i++) out[i] = (double)widened[i];
+    }
+}
+
+/* Adds an error of m to the histogram: the first bits of a double are its octave and the eighth within it. */
+static inline void count_ulps(tally *t, double m)
+{
+    const uint64_t base = (uint64_t)(1023 - 8) * OCTAVE;
+    uint64_t bin = double_to_bits(m) >> 49;
+    t->bins[bin < base ? 0 : bin - base >= BINS - 1 ? BINS - 1 : bin - base + 1]++;
+}
+
+/* The p-th part of all elements has at most this error: the lower end of its bin, exact for whole ulps up to 16. */
+static double percentile(const tally *t, double p)
+{
+    uint64_t count = 0, seen = 0, k = 0;
+    for (int i = 0; i < BINS; i++) count += t->bins[i];
+    while (k < BINS - 1 && (double)(seen += t->bins[k]) < p * (double)count) k++;
+    return k == 0 ? 0 : double_from_bits((k - 1 + (uint64_t)(1023 - 8) * OCTAVE) << 49);
+}
+
+/* Adds n elements a, b from `first` on; leaves d^2 and a^2 for the slices. */
+static void tally_span(const sweep *p, tally *t, uint64_t first, int64_t n, const double *a, double *b, double *golden2)
+{
+    bool whole = is_integer(p->golden->type);
+    for (int64_t i = 0; i < n; i++) {
+        uint64_t at = first + (uint64_t)i, exponent = double_to_bits(a[i]) >> 52 & 2047;
+        double d = b[i] - a[i], x = a[i] * p->scale, y = b[i] * p->scale, e = y - x;
+        if (whole && d == 0 && fabs(x) >= 0x1p53)       /* doubles do not tell these integers apart */
+            d = e = integer(p->golden, at) == integer(p->mine, at) ? 0 : 1;
+        bool odd = !isfinite(a[i]), odd_too = !isfinite(b[i]);
+        if (odd || odd_too) {
+            t->odd_golden += odd, t->odd_mine += odd_too;
+            if (t->first_odd > at) t->first_odd = at;
+            t->differing++;
+            b[i] = golden2[i] = 0;
+            continue;
+        }
+        t->differing += d != 0;
+        t->golden2 += x * x, t->mine2 += y * y, t->error2 += e * e, t->error += e, t->product += x * y;
+        b[i] = e * e, golden2[i] = x * x;
+        double m = fabs(d);
+        if (m > t->largest[exponent]) t->largest[exponent] = m, t->place[exponent] = at;
+        count_ulps(t, m * p->per_ulp[exponent]);
+        if (m * p->per_ulp[exponent] > t->ulps) t->ulps = m * p->per_ulp[exponent];
+    }
+}
+
+/* Where a block is in the shape. */
+typedef struct { int64_t column, *index; } position;
+
+/* Adds n elements to the slices that they belong to: to each its own one of the last dimension, and their sum, run by
+ * run of that dimension, to one of every other. sums: [slice][d^2, a^2]. */
+static void add_slices(const sweep *p, position *at, double *sums, int64_t n, const double *error2, const double *golden2)
+{
+    int last = p->ndim - 1;
+    for (int64_t i = 0, length; i < n; i += length) {
+        double e = 0, g = 0, *own = sums + 2 * (p->slices[last] + at->column);
+        length = lesser(n - i, p->dim[last] - at->column);
+        for (int64_t k = i; k < i + length; k++) e += error2[k], g += golden2[k];
+        for (int64_t k = 0; p->slices[last] >= 0 && k < length; k++) own[2 * k] += error2[i + k], own[2 * k + 1] += golden2[i + k];
+        for (int d = 0; d < last; d++)
+            if (p->slices[d] >= 0) {
+                double *slice = sums + 2 * (p->slices[d] + at->index[d]);
+                slice[0] += e, slice[1] += g;
+            }
+        at->column += length;
+        if (at->column < p->dim[last]) continue;
+        at->column = 0;
+        for (int d = last - 1; d >= 0 && ++at->index[d] == p->dim[d]; d--) at->index[d] = 0;
+    }
+}
+
+/* Tallies block number k. */
+static void tally_block(const sweep *p, int k, tally *t, double *sums)
+{
+    uint64_t at = (uint64_t)k * p->block, end = at + p->block, rest = at, last_pixel = UINT64_MAX;
+    if (end > p->golden->count) end = p->golden->count;
+    position where = { 0, allocate((size_t)p->ndim, sizeof(int64_t)) };
+    for (int d = p->ndim - 1; d >= 0; rest /= (uint64_t)p->dim[d--]) where.index[d] = (int64_t)(rest % (uint64_t)p->dim[d]);
+    if (p->ndim) where.column = where.index[p->ndim - 1];
+    t->first_odd = UINT64_MAX;
+    for (int64_t n; at < end; at += (uint64_t)n) {
+        double a[SPAN], b[SPAN], golden2[SPAN];
+        n = end - at < SPAN ? (int64_t)(end - at) : SPAN;
+        load(p->golden, at, n, a);
+        load(p->mine, at, n, b);
+        if (p->exact)
+            for (int64_t i = 0; i < n; i++)
+                if (a[i] != b[i] && (at + (uint64_t)i) / 3 != last_pixel) last_pixel = (at + (uint64_t)i) / 3, t->pixels++;
+        tally_span(p, t, at, n, a, b, golden2);
+        if (p->nslices > 0) add_slices(p, &where, sums, n, b, golden2);
+    }
+    free(where.index);
+}
+
+/* Adds what a later block has found. */
+static void tally_add(tally *t, const tally *u)
+{
+    t->golden2 += u->golden2, t->mine2 += u->mine2, t->error2 += u->error2, t->error += u->error, t->product += u->product;
+    t->differing += u->differing, t->pixels += u->pixels, t->odd_golden += u->odd_golden, t->odd_mine += u->odd_mine;
+    if (u->first_odd < t->first_odd) t->first_odd = u->first_odd;
+    if (u->ulps > t->ulps) t->ulps = u->ulps;
+    for (int i = 0; i < BINS; i++) t->bins[i] += u->bins[i];
+    for (int i = 0; i < 2048; i++)
+        if (u->largest[i] > t->largest[i]) t->largest[i] = u->largest[i], t->place[i] = u->place[i];
+}
+
+/* All blocks; returns their sum. slices: [nslices][d^2, a^2], filled. */
+static tally run_sweep(const sweep *p, double *slices)
+{
+    tally *parts = allocate((size_t)p->nblocks, sizeof *parts), sum = { .first_odd = UINT64_MAX };
+    size_t n = 2 * (size_t)p->nslices;
+    double *sums = allocate((size_t)p->nblocks * n, sizeof *sums);
+#ifdef _OPENMP
+#pragma omp parallel for schedule(dynamic) if (p->nblocks > 1)
+#endif
+    for (int k = 0; k < p->nblocks; k++) tally_block(p, k, &parts[k], sums + (size_t)k * n);
+    memset(slices, 0, n * sizeof *slices);
+    for (int k = 0; k < p->nblocks; k++) {
+        tally_add(&sum, &parts[k]);
+        for (size_t i = 0; i < n; i++) slices[i] += sums[(size_t)k * n + i];
+    }
+    free(parts);
+    free(sums);
+    return sum;
+}
+
+/* Lays out a pass: which dimensions have slices, and blocks such that their sums take 32 MB at most (one block's as much
+ * as it needs). A dimension without slices worth a sum (of one index; of too few elements; of too many indices to keep)
+ * is still walked along. */
+static sweep plan_sweep(const st_tensor *golden, const st_tensor *mine, const judge_class *c, bool exact)
+{
+    sweep p = { .golden = golden, .mine = mine, .scale = 1, .exact = exact };
+    size_t room = (size_t)golden->ndim;
+    p.original = allocate(room, sizeof *p.original);
+    p.dim = allocate(room, sizeof *p.dim), p.slices = allocate(room, sizeof *p.slices);
+    for (int d = 0; d < golden->ndim && golden->count > 0; d++) {
+        int64_t n = golden->dim[d];
+        bool kept = !exact && n <= SLICES_MOST && golden->count / (uint64_t)n >= SLICE_LEAST;
+        if (n == 1) continue;
+        p.original[p.ndim] = d, p.dim[p.ndim] = n, p.slices[p.ndim++] = kept ? p.nslices : -1;
+        p.nslices += kept ? n : 0;
+    }
+    for (int e = 0; e < 2048; e++) p.per_ulp[e] = ldexp(1, -(int)greater(e - 1023 - c->digits + 1, c->smallest));
+    int64_t most = lesser(BLOCKS, greater(1, (1 << 22) / (2 * p.nslices + 1)));
+    p.nblocks = (int)lesser(most, (int64_t)(golden->count >> 16) + 1);
+    p.block = (golden->count / (uint64_t)p.nblocks / 3 + 1) * 3;    /* whole pixels */
+    return p;
+}
+
+/* One tensor of GOLDEN against its namesake: what was measured, and what was allowed. */
+typedef struct { const char *name; double error, limit; } measure;
 typedef struct {
     const st_tensor *golden, *mine;     /* mine NULL: missing */
     bool alike, exact, passed;          /* same shape and kind of type; compared element by element; within limits */
-    double error, limit;                /* rel-L2; exact: the largest difference */
-    double allowed;                     /* exact: the share of elements that may differ by up to the limit */
-    double most; uint64_t at;           /* largest difference, or the first that is not finite, and where */
-    uint64_t differing, nonfinite;      /* elements; values of MINE */
+    measure measures[4];
+    int count;
+    tally seen;
+    uint64_t at;                        /* the place to look at: the first that is not finite, or the worst */
+    int dimension; int64_t index;       /* the worst slice; dimension -1: there are none */
 } verdict;
 
-/* One pass over both, in double: rel-L2 = |golden - mine| / |golden|, the Euclidean length of all elements. It is the
- * measure because one limit fits all stages, whatever their size and scale; the largest difference is for finding the
- * place. Differences that are not numbers count as largest, the first of them. */
-static void measure(verdict *v)
+/* The error of the worst slice, and which it is. Where all of GOLDEN is 0, errors are relative to 1. */
+static double worst_slice(verdict *v, const sweep *p, const double *slices)
 {
-    double golden2 = 0, mine2 = 0, difference2 = 0;
-    for (uint64_t i = 0; i < v->golden->count; i++) {
-        double a = element(v->golden, i), b = element(v->mine, i), d = fabs(a - b);
-        golden2 += a * a, mine2 += b * b, difference2 += d * d;
-        v->differing += !(a == b);      /* NaN differs from NaN: the reference holds none */
-        v->nonfinite += isfinite(b) ? 0 : 1;
-        if (!(d <= v->most) && !isnan(v->most)) v->most = d, v->at = i;
-    }
-    /* Where all of GOLDEN is 0 there is nothing to be relative to: the error is MINE's own length. */
-    v->error = v->exact ? v->most : golden2 == 0 ? sqrt(mine2) : sqrt(difference2) / sqrt(golden2);
+    double worst = 0, golden2 = v->seen.golden2;
+    v->dimension = -1;
+    for (int d = 0; d < p->ndim; d++)
+        for (int64_t i = 0; p->slices[d] >= 0 && i < p->dim[d]; i++) {
+            const double *s = slices + 2 * (p->slices[d] + i);
+            double error = sqrt(s[0] / (golden2 == 0 ? 1 : fmax(s[1], golden2 / (double)p->dim[d])));
+            if (v->dimension < 0 || error > worst) worst = error, v->dimension = p->original[d], v->index = i;
+        }
+    return worst;
 }
 
-/* Limits, with their reasons. Exact: integers, and what the model's arithmetic has not touched. Double: sums in another
- * order move a result by less than 1e-12, storing it as F32 by 6e-8. Float: 8 times what plain float32 PyTorch differs
- * from the truth (metadata floor), at least 2e-6 (another order of sums), at most 6e-5 (beyond lie real bugs) unless a
- * trained model amplifies. Frames are truncated, so that the least difference may turn one over. */
-static void set_limits(verdict *v, const source *from, bool fp64)
+/* The four measures of floats; L is rel-L2's limit. */
+static void measure_floats(verdict *v, const sweep *p, const double *slices, double l)
 {
-    static const char *const exact[] = { "timesteps", "noise", "mask" };
-    const char *name = v->golden->name;
-    json floor = json_member(from->floor, name);
-    v->exact = is_integer(v->golden->type);
-    for (int i = 0; i < 3; i++) v->exact |= strcmp(name, exact[i]) == 0;
-    if (v->exact) {
-        bool frames = !fp64 && strcmp(name, "frames") == 0;
-        v->limit = frames ? 1 : 0;
-        v->allowed = frames ? 1e-3 : 0;
-    } else if (fp64) {
-        v->limit = v->golden->type == F64 ? 1e-12 : 1e-7;
-    } else {
-        v->limit = json_kind(floor) == '0' ? fmax(8 * json_number(floor), 2e-6) : 2e-6;
-        if (!from->tiny) v->limit = fmin(v->limit, 6e-5);
+    const tally *t = &v->seen;
+    double n = fmax(1, (double)v->golden->count), length = t->golden2 == 0 ? 1 : sqrt(t->golden2);
+    double rms = t->golden2 == 0 ? 1 : length / sqrt(n) / p->scale, worst = 0;
+    for (int e = 0; e < 2048; e++) {
+        double error = t->largest[e] / fmax(rms, ldexp(1, e - 1023));
+        if (error > worst) worst = error, v->at = t->place[e];
+    }
+    bool odd = t->first_odd != UINT64_MAX;
+    if (odd) v->at = t->first_odd;
+    v->measures[REL_L2] = (measure){ "rel-L2", odd ? NAN : sqrt(t->error2) / length, l };
+    v->measures[SLICE] = (measure){ "slice", worst_slice(v, p, slices), in_limits[SLICE] * l };
+    v->measures[ELEMENT] = (measure){ "element", odd ? NAN : worst, in_limits[ELEMENT] * l };
+    v->measures[BIAS] = (measure){ "bias", fabs(t->error) / (sqrt(n) * length), in_limits[BIAS] * l };
+    v->count = 4;
+}
+
+/* What must be equal, or 8-bit frames: the largest difference, and the share of elements that have one. */
+static void measure_exact(verdict *v, double most, double share)
+{
+    const tally *t = &v->seen;
+    double worst = 0;
+    for (int e = 0; e < 2048; e++)
+        if (t->largest[e] > worst || (t->largest[e] == worst && worst > 0 && t->place[e] < v->at))
+            worst = t->largest[e], v->at = t->place[e];
+    if (t->first_odd != UINT64_MAX) worst = NAN, v->at = t->first_odd;
+    v->measures[0] = (measure){ "difference", worst, most };
+    v->measures[1] = (measure){ "changed", (double)t->differing / fmax(1, (double)v->golden->count), share };
+    v->count = 2;
+}
+
+/* The pass, again with another scale where the squares of doubles leave their range, and what it measured. */
+static void measure_pair(verdict *v, const judge_class *c, json floor, bool tiny)
+{
+    sweep p = plan_sweep(v->golden, v->mine, c, v->exact);
+    double *slices = allocate(2 * (size_t)p.nslices, sizeof *slices), most = 0;
+    v->seen = run_sweep(&p, slices);
+    bool outside = !v->exact && v->seen.differing > 0 && !(v->seen.golden2 > 1e-250 && v->seen.golden2 < 1e250);
+    for (uint64_t i = 0; outside && i < v->golden->count; i++) most = fmax(most, fabs(element(v->golden, i)));
+    if (outside && most > 0 && isfinite(most)) {
+        p.scale = ldexp(1, (int)fmin(1000, -logb(most)));
+        v->seen = run_sweep(&p, slices);
+    }
+    double difference = 0, share = 0;
+    if (strcmp(v->golden->name, "frames") == 0) limits_of_frames(c, floor, &difference, &share);
+    if (v->exact) measure_exact(v, difference, share);
+    else measure_floats(v, &p, slices, limit_of(c, v->golden, json_member(floor, v->golden->name), tiny));
+    free(slices), free(p.original), free(p.dim), free(p.slices);
+}
+
+/* A foreign string as JSON has it between the quotes, which also keeps it on one line of a terminal. */
+static void put_name(FILE *f, const char *s)
+{
+    for (; *s; s++)
+        if ((unsigned char)*s < ' ' || *s == 0x7f) fprintf(f, "\\u%04x", (unsigned)*s);
+        else fprintf(f, *s == '"' || *s == '\\' ? "\\%c" : "%c", *s);
+}
+
+/* "[1, 2]", the indices of element number `at`. */
+static void put_place(FILE *f, const st_tensor *t, uint64_t at)
+{
+    int64_t *index = allocate((size_t)t->ndim, sizeof *index);
+    for (int d = t->ndim - 1; d >= 0 && t->count > 0; at /= (uint64_t)t->dim[d--])
+        index[d] = (int64_t)(at % (uint64_t)t->dim[d]);
+    char *text = list_text(t->ndim, index);
+    fprintf(f, "%s", text);
+    free(index), free(text);
+}
+
+/* "F32 [2, 3]", or "nothing"; JSON: {"dtype":"F32","shape":[2, 3]}, or null. */
+static void put_kind(FILE *f, const st_tensor *t, bool strict)
+{
+    char *dims = t ? list_text(t->ndim, t->dim) : NULL;
+    if (!t) fprintf(f, strict ? "null" : "nothing");
+    else fprintf(f, strict ? "{\"dtype\":\"%s\",\"shape\":%s}" : "%s %s", dtype_name[t->type], dims);
+    free(dims);
+}
+
+/* A number with `digits`; JSON has no word for what is not finite but null. */
+static void put_real(FILE *f, double x, int digits, bool strict)
+{
+    if (strict && !isfinite(x)) fprintf(f, "null");
+    else fprintf(f, "%.*g", digits, x);
+}
+
+/* An element, with as many digits as tell it from all others of its type. */
+static void put_value(FILE *f, const st_tensor *t, uint64_t i, bool strict)
+{
+    if (t->count == 0) fprintf(f, strict ? "null" : "nothing");
+    else if (!is_integer(t->type)) put_real(f, element(t, i), t->type == F64 ? 17 : 9, strict);
+    else if (element(t, i) < 0) fprintf(f, "-%" PRIu64, -integer(t, i));
+    else fprintf(f, "%" PRIu64, integer(t, i));
+}
+
+/* What is printed of floats beside the measures. */
+static double cosine(const tally *t) { return t->product / sqrt(t->golden2) / sqrt(t->mine2); }
+
+/* What was measured of a tensor, in parts with `between` between them; no end of line. */
+static void put_measures(FILE *f, const verdict *v, const judge_class *c, const char *between)
+{
+    const tally *t = &v->seen;
+    double n = fmax(1, (double)v->golden->count);
+    for (int i = 0; i < v->count; i++) {
+        fprintf(f, "%s %.3g, limit %.3g", v->measures[i].name, v->measures[i].error, v->measures[i].limit);
+        if (!v->exact && i == SLICE && v->dimension >= 0)
+            for (int d = 0; d <= v->golden->ndim; d++) {
+                fprintf(f, d == v->golden->ndim ? "]" : d ? ", " : ", [");
+                if (d == v->dimension) fprintf(f, "%" PRId64, v->index);
+                else if (d < v->golden->ndim) fprintf(f, ":");
+            }
+        fprintf(f, "%s", between);
+    }
+    if (v->exact) fprintf(f, "%" PRIu64 " of %" PRIu64 " elements differ", t->differing, v->golden->count);
+    if (v->exact && strcmp(v->golden->name, "frames") == 0)
+        fprintf(f, ", %.3g %% of pixels; PSNR %.4g dB", 300 * (double)t->pixels / n, 10 * log10(255 * 255 * n / t->error2));
+    if (!v->exact)
+        fprintf(f, "ulps of %s p50 %.3g, p99 %.3g, max %.3g; cosine %.9g", c->name, percentile(t, 0.5), percentile(t, 0.99),
+                t->ulps, cosine(t));
+    if (t->odd_golden + t->odd_mine > 0)
+        fprintf(f, "%snot finite: %" PRIu64 " in GOLDEN, %" PRIu64 " in MINE", between, t->odd_golden, t->odd_mine);
+}
+
+/* The measure that decides: the first that is beyond its limit, or the one that is nearest to it. */
+static const measure *deciding(const verdict *v)
+{
+    const measure *m = v->measures;
+    for (int i = 1; i < v->count; i++) {
+        const measure *next = &v->measures[i];
+        bool nearer = next->error * m->limit > m->error * next->limit || !(next->error <= next->limit);
+        if (m->error <= m->limit && nearer) m = next;
+    }
+    return m;
+}
+
+/* A tensor in one line without its end: what decides, and where; of unlike ones what was got. */
+static void put_headline(FILE *f, const verdict *v)
+{
+    put_name(f, v->golden->name);
+    if (!v->alike) {
+        fprintf(f, ": got "), put_kind(f, v->mine, false);
+        fprintf(f, ", expected "), put_kind(f, v->golden, false);
+        return;
+    }
+    const measure *m = deciding(v);
+    fprintf(f, ": %s %.3g, limit %.3g; at ", m->name, m->error, m->limit);
+    put_place(f, v->golden, v->at);
+    fprintf(f, " expected "), put_value(f, v->golden, v->at, false);
+    fprintf(f, ", got "), put_value(f, v->mine, v->at, false);
+}
+
+/* A tensor as a JSON object. */
+static void put_object(FILE *f, const verdict *v)
+{
+    const tally *t = &v->seen;
+    fprintf(f, "{\"name\":\""), put_name(f, v->golden->name);
+    fprintf(f, "\",\"same\":%s,\"golden\":", v->passed ? "true" : "false"), put_kind(f, v->golden, true);
+    fprintf(f, ",\"mine\":"), put_kind(f, v->mine, true);
+    for (int i = 0; i < v->count; i++) {
+        fprintf(f, "%s\"%s\":{\"error\":", i ? "," : ",\"measures\":{", v->measures[i].name);
+        put_real(f, v->measures[i].error, 9, true);
+        fprintf(f, ",\"limit\":%.9g}%s", v->measures[i].limit, i == v->count - 1 ? "}" : "");
+    }
+    if (v->alike && v->golden->count > 0) {
+        fprintf(f, ",\"at\":"), put_place(f, v->golden, v->at);
+        fprintf(f, ",\"expected\":"), put_value(f, v->golden, v->at, true);
+        fprintf(f, ",\"got\":"), put_value(f, v->mine, v->at, true);
+        fprintf(f, ",\"differing\":%" PRIu64 ",\"not_finite\":[%" PRIu64 ",%" PRIu64 "]", t->differing, t->odd_golden, t->odd_mine);
+    }
+    if (v->alike && !v->exact) {
+        fprintf(f, ",\"ulps\":{\"p50\":%.9g,\"p99\":%.9g,\"max\":", percentile(t, 0.5), percentile(t, 0.99));
+        put_real(f, t->ulps, 9, true);
+        fprintf(f, "},\"cosine\":"), put_real(f, cosine(t), 9, true);
+    }
+    fprintf(f, "}");
+}
+
+/* A stream into memory, for what is printed at the end. */
+typedef struct { FILE *to; char *text; size_t size; } memory_stream;
+
+/* A running comparison. The first that differs is kept as text, since its data may be gone at the end. */
+struct judge {
+    const judge_class *class;
+    bool all, json;
+    memory_stream list, first, worst;   /* JSON of all; lines on the first that differs; the nearest to its limit of the same */
+    double part;                        /* of the limit that the worst has taken */
+    int64_t pairs, compared, differing;
+    uint64_t elements;
+};
+
+static void stream_open(memory_stream *s)
+{
+    s->to = open_memstream(&s->text, &s->size);
+    if (!s->to) die(SYSTEM_ERROR, "memory: got no stream, expected one; free some");
+}
+
+static void stream_close(memory_stream *s) { fclose(s->to), free(s->text); }
+
+/* A comparison within the limits of a class: "fp64", "fp32", "fp16", "bf16", or NULL for this build's own. Another word
+ * is BAD_INPUT. all: every tensor is printed as it is judged. json: nothing is printed but one document at the end. */
+judge *judge_new(const char *class, int verbosity, bool as_json)
+{
+    judge *j = allocate(1, sizeof *j);
+    for (int i = 0; i < CLASSES; i++)
+        if (strcmp(class ? class : sizeof(real) == 8 ? "fp64" : "fp32", classes[i].name) == 0) j->class = &classes[i];
+    if (!j->class) die(BAD_INPUT, "class: got \"%s\", expected fp64, fp32, fp16 or bf16; give one of them", class);
+    j->all = verbosity > 0, j->json = as_json, j->part = -1;
+    stream_open(&j->list), stream_open(&j->first), stream_open(&j->worst);
+    return j;
+}
+
+/* Counts a verdict, and keeps or prints what is to be said of it. */
+static void judge_note(judge *j, const verdict *v)
+{
+    FILE *f = j->first.to;
+    const measure *m = v->alike ? deciding(v) : NULL;
+    j->elements += v->alike ? v->golden->count : 0;
+    j->compared += v->mine != NULL;
+    if (j->json) fprintf(j->list.to, j->pairs ? ",\n" : "\n"), put_object(j->list.to, v);
+    j->pairs++;
+    if (j->all && !j->json) {
+        printf("%s  ", v->passed ? "same   " : "DIFFERS");
+        if (!v->alike) put_headline(stdout, v);
+        else put_name(stdout, v->golden->name), printf(": "), put_measures(stdout, v, j->class, "; ");
+        printf("\n");
+    }
+    if (!v->passed && j->differing++ == 0 && j->json) {
+        fprintf(f, "\""), put_name(f, v->golden->name), fprintf(f, "\"");
+    } else if (!v->passed && j->differing == 1) {
+        if (v->alike) put_kind(f, v->golden, false), fprintf(f, ", MINE "), put_kind(f, v->mine, false);
+        if (v->alike) fprintf(f, "\n    "), put_measures(f, v, j->class, "\n    "), fprintf(f, "\n");
+        fprintf(f, "differs first: "), put_headline(f, v);
+    }
+    double part = m && m->limit > 0 ? m->error / m->limit : 0;
+    if (v->passed && part > j->part) {
+        rewind(j->worst.to);
+        put_name(j->worst.to, v->golden->name);
+        fprintf(j->worst.to, ": %s %.3g, limit %.3g", m->name, m->error, m->limit), fputc(0, j->worst.to);
+        j->part = part;
     }
 }
 
-/* The verdict on one tensor of GOLDEN. Missing, another shape, or integers against floats: not alike, and not passed,
- * whatever the values. The widths of floats may differ: a double build compares with F32 truths. A type that has no
- * numbers here is BAD_INPUT. */
-static verdict judge(const entry *e, const pack *mine, bool fp64)
+/* Judges the next tensor, in the order of computing. from: the file that golden is of, for its floors (NULL: none); mine
+ * NULL: missing. Missing, another shape, or integers against floats are differences, whatever the values; the widths of
+ * floats may differ: a double build compares with F32 truths. A type that has no numbers here is BAD_INPUT, and so are
+ * floors that are no JSON, since they would set other limits silently. Nothing is kept of the arguments. */
+void judge_pair(judge *j, const st_tensor *golden, const safetensors *from, const st_tensor *mine)
 {
-    verdict v = { .golden = e->t, .mine = pack_find(mine, e->t) };
-    const st_tensor *odd = !is_number(e->t->type) ? e->t : v.mine && !is_number(v.mine->type) ? v.mine : NULL;
+    static const char *const names[] = { "timesteps", "noise" };
+    char reason[REASON];
+    json metadata = from ? from->metadata : (json){0}, floor = {0}, name = json_member(metadata, "case");
+    json member = j->class->floors ? json_member(metadata, j->class->floors) : (json){0};
+    char *text = member.text ? json_string(member) : NULL;
+    if (text && !json_check(text, strlen(text), false, &floor, reason))
+        die(BAD_INPUT, "%s: metadata %s: %s; make the file again", from->path, j->class->floors, reason);
+    const st_tensor *odd = !is_number(golden->type) ? golden : mine && !is_number(mine->type) ? mine : NULL;
     if (odd)
         die(BAD_INPUT, "tensor %s: got the type %s, expected integers or floats; convert it", odd->name,
             dtype_name[odd->type]);
-    set_limits(&v, e->from, fp64);
-    v.alike = v.mine && v.golden->ndim == v.mine->ndim && is_integer(v.golden->type) == is_integer(v.mine->type) &&
-              memcmp(v.golden->dim, v.mine->dim, (size_t)v.golden->ndim * sizeof *v.golden->dim) == 0;
-    if (v.alike) measure(&v);
-    bool few = !v.exact || (double)v.differing <= v.allowed * (double)v.golden->count;
-    v.passed = v.alike && v.error <= v.limit && few;
-    return v;
+    verdict *v = allocate(1, sizeof *v);
+    *v = (verdict){ .golden = golden, .mine = mine, .exact = is_integer(golden->type) };
+    for (int i = 0; i < (j->class->digits < 24 ? 1 : 2); i++) v->exact |= strcmp(golden->name, names[i]) == 0;
+    v->alike = mine && golden->ndim == mine->ndim && is_integer(golden->type) == is_integer(mine->type) &&
+               memcmp(golden->dim, mine->dim, (size_t)golden->ndim * sizeof *golden->dim) == 0;
+    if (v->alike) measure_pair(v, j->class, floor, name.text && strncmp(name.text, "\"tiny-", 6) == 0);
+    v->passed = v->alike;
+    for (int i = 0; i < v->count; i++) v->passed &= v->measures[i].error <= v->measures[i].limit;
+    judge_note(j, v);
+    free(v), free(text);
 }
 
-/* One line about a tensor, without its end. The place of the largest difference is shown as an index into the shape,
- * from the flat one by division, last dimension first. 17 digits tell any two doubles apart. */
-static void report(const verdict *v)
+/* Prints the verdict on standard output: one line, or the first that differs in up to ten, or JSON. extra: tensors that
+ * only MINE has, which do no harm. Returns DONE or DIFFERS, and frees; to have compared nothing is BAD_INPUT, which the
+ * names are for. */
+int judge_end(judge *j, const char *golden, const char *mine, int64_t extra)
 {
-    const st_tensor *g = v->golden, *m = v->mine;
-    char *expected = list_text(g->ndim, g->dim), *got = m ? list_text(m->ndim, m->dim) : text_of("nothing");
-    int64_t *index = allocate((size_t)g->ndim, sizeof *index), rest = (int64_t)v->at;
-    for (int i = g->ndim - 1; i >= 0 && g->count > 0; i--) {
-        index[i] = rest % g->dim[i];
-        rest /= g->dim[i];
-    }
-    char *place = list_text(g->ndim, index);
-    printf("%s: ", g->name);
-    if (!v->alike) {
-        printf("got %s %s, expected %s %s", m ? dtype_name[m->type] : "", got, dtype_name[g->type], expected);
-    } else if (g->count == 0) {
-        printf("%s, no elements", expected);
+    int code = j->differing > 0 ? DIFFERS : DONE;
+    if (j->compared == 0 || (j->elements == 0 && code == DONE))
+        die(BAD_INPUT, "%s: got no tensor of %s, expected some with elements; check both names", mine, golden);
+    fflush(j->list.to), fflush(j->first.to), fflush(j->worst.to);
+    if (j->json) {
+        printf("{\"same\":%s,\"class\":\"%s\",\"tensors\":%" PRId64 ",\"differing\":%" PRId64 ",\"only_in_mine\":%" PRId64 ",",
+               code == DONE ? "true" : "false", j->class->name, j->pairs, j->differing, extra);
+        printf("\"first\":%s,\"all\":[%s\n]}\n", code == DONE ? "null" : j->first.text, j->list.text);
+    } else if (code == DONE) {
+        printf("same: %" PRId64 " tensors, %s; worst %s", j->compared, j->class->name, j->worst.text);
     } else {
-        printf("%s %.3g, limit %.3g; ", v->exact ? "difference" : "rel-L2", v->error, v->limit);
-        printf("of %s, %" PRIu64 " differ, %" PRIu64 " not finite; ", expected, v->differing, v->nonfinite);
-        printf("most at %s: expected %.17g, got %.17g", place, element(g, v->at), element(m, v->at));
+        printf("%s; %" PRId64 " of %" PRId64 " tensors differ, %s", j->first.text, j->differing, j->pairs, j->class->name);
     }
-    free(expected), free(got), free(place), free(index);
+    if (!j->json && extra > 0) printf("; %" PRId64 " only in MINE", extra);
+    if (!j->json) printf("\n");
+    stream_close(&j->list), stream_close(&j->first), stream_close(&j->worst);
+    free(j);
+    return code;
 }
 
-/* How much of its limit an error takes, for choosing the worst of those that passed; exact tensors take none. */
-static double part_of_limit(const verdict *v) { return v->exact ? 0 : v->error / v->limit; }
-
-/* Whether the limits are those of double arithmetic; by default those of this build, of which MINE usually comes.
- * Another word is BAD_INPUT. */
-static bool class_read(const char *class)
+/* Every tensor of GOLDEN must be in MINE and within its limits; what only MINE has is counted, so that a pack may hold a
+ * part of a run. Both are mapped, and let go of tensor by tensor: memory does not grow with them. Returns an exit code.
+ * NaN never passes: conditions are written "error <= limit". */
+int compare(const char *golden, const char *mine, const char *class, bool all, bool as_json)
 {
-    if (class && strcmp(class, "fp32") != 0 && strcmp(class, "fp64") != 0)
-        die(BAD_INPUT, "class: got \"%s\", expected fp32 or fp64; give one of them", class);
-    return class ? strcmp(class, "fp64") == 0 : sizeof(real) == 8;
-}
-
-/* Every tensor of GOLDEN must be in MINE and within its limit; what only MINE has is counted and does no harm, so that
- * a pack may hold a part of a run. Prints the first that is not within, in execution order, or the worst that is.
- * class: "fp32", "fp64", or NULL for this build's. Returns DONE or DIFFERS; unreadable files and no common name are
- * BAD_INPUT. NaN never passes: conditions are written "error <= limit". */
-int compare(const char *golden, const char *mine, const char *class, bool verbose)
-{
-    bool fp64 = class_read(class);
-    pack theirs = pack_open(golden), ours = pack_open(mine);
-    verdict first = {0}, worst = {0};
-    int64_t compared = 0, failed = 0, extra = 0;
-    for (int64_t i = 0; i < theirs.count; i++) {
-        verdict v = judge(&theirs.entries[i], &ours, fp64);
-        compared += v.mine != NULL;
-        if (!v.passed && failed++ == 0) first = v;      /* entries are in execution order */
-        if (v.passed && (!worst.golden || part_of_limit(&v) > part_of_limit(&worst))) worst = v;
-        if (verbose) printf("%s  ", v.passed ? "same   " : "DIFFERS"), report(&v), printf("\n");
+    judge *j = judge_new(class, all, as_json);
+    pack *theirs = pack_open(golden), *ours = pack_open(mine);
+    int64_t extra = 0;
+    for (int64_t i = 0; i < theirs->count; i++) {
+        const pack_entry *e = &theirs->entries[i];
+        const st_tensor *own = pack_find(ours, e->tensor->name);
+        judge_pair(j, e->tensor, e->file, own);
     }
-    for (int64_t i = 0; i < ours.count; i++) extra += pack_find(&theirs, ours.entries[i].t) == NULL;
-    if (compared == 0) die(BAD_INPUT, "%s: got no tensor of %s, expected some; check both names", mine, golden);
-    if (failed > 0) {
-        printf("differs first: ");
-        report(&first);
-        printf("; %" PRId64 " of %" PRId64 " tensors differ", failed, theirs.count);
-    } else {
-        printf("same: %" PRId64 " tensors; worst %s: %s %.3g, limit %.3g", compared, worst.golden->name,
-               worst.exact ? "difference" : "rel-L2", worst.error, worst.limit);
-    }
-    if (extra > 0) printf("; %" PRId64 " only in MINE", extra);
-    printf("\n");
-    pack_close(&theirs);
-    pack_close(&ours);
-    return failed > 0 ? DIFFERS : DONE;
+    for (int64_t i = 0; i < ours->count; i++) extra += pack_find(theirs, ours->entries[i].tensor->name) == NULL;
+    int code = judge_end(j, golden, mine, extra);
+    pack_close(theirs);
+    pack_close(ours);
+    return code;
 }

@@ -682,7 +682,7 @@ typedef struct {
     image start[MAX_PICTURES], end[MAX_GIVEN];  /* after open_generate: resized to width x height */
     int starts, ends;
     int64_t width, height, resolution, frames, steps;
-    bool long_clip, allow_unknown, verbose, sized;      /* sized: width and height were given, not resolution */
+    bool long_clip, allow_unknown, verbose, json, sized;        /* sized: width and height were given, not resolution */
     const char *camera, *motion;
     double cfg;                             /* guidance; 1 and less: off */
     uint64_t seed;
@@ -1877,8 +1877,8 @@ enum { COMMANDS = 7 };
 
 typedef enum {
     O_MODEL, O_IMAGE, O_END, O_LATENTS, O_OUTPUT, O_SIZE, O_RESOLUTION, O_FRAMES, O_LONG, O_CAMERA, O_MOTION, O_STEPS,
-    O_CFG, O_SEED, O_SCHEDULER, O_LORA, O_TEACACHE, O_ENHANCE, O_DUMP, O_FILTER, O_UNKNOWN, O_CLASS, O_QUIET, O_VERBOSE,
-    O_HELP, O_VERSION, OPTIONS
+    O_CFG, O_SEED, O_SCHEDULER, O_LORA, O_TEACACHE, O_ENHANCE, O_DUMP, O_FILTER, O_UNKNOWN, O_CLASS, O_JSON, O_QUIET,
+    O_VERBOSE, O_HELP, O_VERSION, OPTIONS
 } option_id;
 
 static const struct {
@@ -1907,7 +1907,8 @@ static const struct {
     [O_DUMP] = { "dump", 0, "FOLDER", RUNS | FOR(INFO), "write every stage as FOLDER/NAME.safetensors" },
     [O_FILTER] = { "dump-filter", 0, "GLOB", RUNS, "only stages whose name matches; repeatable" },
     [O_UNKNOWN] = { "allow-unknown", 0, NULL, MODELS, "ignore tensors that the configuration has no place for" },
-    [O_CLASS] = { "class", 0, "WORD", FOR(COMPARE), "limits of fp32 or fp64 (this build's)" },
+    [O_CLASS] = { "class", 0, "WORD", FOR(COMPARE), "limits of fp64 fp32 fp16 bf16 (this build's)" },
+    [O_JSON] = { "json", 0, NULL, FOR(COMPARE), "one JSON document instead of lines" },
     [O_QUIET] = { "quiet", 'q', NULL, RUNS, "no progress" },
     [O_VERBOSE] = { "verbose", 'v', NULL, RUNS | FOR(INFO) | FOR(COMPARE), "more: memory, every tensor" },
     [O_HELP] = { "help", 'h', NULL, ~0u, "this text" },
@@ -2096,6 +2097,7 @@ static void apply(job *j, option_id id, const char *value)
         break;
     case O_UNKNOWN: j->allow_unknown = true; break;
     case O_CLASS: j->class = value; break;
+    case O_JSON: j->json = true; break;
     case O_QUIET: j->quiet = true; break;
     case O_VERBOSE: j->verbose = true; break;
     default: break;
@@ -2239,7 +2241,7 @@ int main(int argc, char **argv)
     case COMPARE:
         if (j->nfiles != 2)
             die(BAD_INPUT, "compare: expected two files or folders: ruyi compare GOLDEN MINE");
-        code = compare(j->files[0], j->files[1], j->class, j->verbose);
+        code = compare(j->files[0], j->files[1], j->class, j->verbose, j->json);
         break;
     case BENCH: command_bench(j); break;
     case HELP: print_help(); break;

@@ -215,7 +215,18 @@ typedef enum { AS_IS, CHANNELS_FIRST, ROWS_CHANNELS_FIRST } layout; /* [...C] ->
 void dump(const run *r, tensor x, layout order, const char *name, ...) PRINTF(4, 5);
 void dump_data(const run *r, const void *data, dtype type, shape s, const char *name, ...) PRINTF(5, 6);
 void dump_check(const char *folder);                /* makes the folder, or dies early */
-int compare(const char *golden, const char *mine, const char *class, bool verbose); /* an exit code */
+
+/* Comparing. A pack: the tensors of a file, of a folder of files, or of a golden case, in the order of computing. */
+typedef struct { const st_tensor *tensor; const safetensors *file; } pack_entry;
+typedef struct { safetensors **files; int nfiles; pack_entry *entries; int64_t count; } pack;
+pack *pack_open(const char *path);                  /* dies: unreadable, or a name twice */
+const st_tensor *pack_find(const pack *p, const char *name);        /* NULL: none */
+void pack_close(pack *p);
+typedef struct judge judge;                         /* a running comparison */
+judge *judge_new(const char *class, int verbosity, bool as_json);   /* fp64 fp32 fp16 bf16, NULL: this build's; 1: prints all */
+void judge_pair(judge *j, const st_tensor *golden, const safetensors *from, const st_tensor *mine); /* from: floors; mine NULL: missing */
+int judge_end(judge *j, const char *golden, const char *mine, int64_t extra);   /* prints the verdict; DONE or DIFFERS */
+int compare(const char *golden, const char *mine, const char *class, bool all, bool as_json);  /* an exit code */
 
 /* ---------------------------------------------------------------- tensor.c: memory, arithmetic, random numbers */
 

@@ -448,83 +448,11 @@ static void test_stages(void)
     for (int i = 0; i < count; i++)
         for (int j = 0; j < count; j++) {
             st_tensor s = { .name = (char *)(uintptr_t)order[i] }, t = { .name = (char *)(uintptr_t)order[j] };
-            int sign = by_stage(&(entry){ &s, NULL }, &(entry){ &t, NULL });
+            int sign = by_stage(&(pack_entry){ &s, NULL }, &(pack_entry){ &t, NULL });
             bool unknown = order[i][0] == 'u' && order[j][0] == 'u';    /* any order of these, as long as it is one */
             CHECK(unknown ? (sign == 0) == (i == j) : (sign > 0) - (sign < 0) == (i > j) - (i < j),
                 "order of %s and %s", order[i], order[j]);
         }
-}
-
-/* ---------------------------------------------------------------- compare */
-
-/* One tensor of 1000 elements in GOLDEN and MINE: golden[0] and mine[0] are given, the rest is `rest` in both. */
-typedef struct {
-    const char *name; dtype type; double golden, mine, rest; const char *floor; bool tiny,
-        fp64; bool passes; double limit;
-} compare_case;
-
-static void put_number(unsigned char *to, dtype type, double number)
-{
-    if (type == F64) memcpy(to, &number, sizeof number);
-    else *to = (unsigned char)number;
-}
-
-static void compare_one(const compare_case *c)
-{
-    enum { COUNT = 1000 };
-    unsigned char golden[8 * COUNT], mine[8 * COUNT];
-    int64_t dim[] = { 10, 100 };
-    size_t size = (size_t)dtype_bits[c->type] / 8;
-    for (size_t i = 0; i < COUNT; i++) {
-        put_number(golden + i * size, c->type, i ? c->rest : c->golden);
-        put_number(mine + i * size, c->type, i ? c->rest : c->mine);
-    }
-    st_tensor a = { .name = (char *)(uintptr_t)c->name, .type = c->type, .ndim = 2, .dim = dim, .data = golden,
-        .count = COUNT };
-    st_tensor b = a;
-    b.data = mine;
-    source from = { .floor = c->floor ? json_of(c->floor) : (json){0}, .tiny = c->tiny };
-    entry in_golden = { &a, &from }, in_mine = { &b, &from };
-    verdict v = judge(&in_golden, &(pack){ .entries = &in_mine, .count = 1 }, c->fp64);
-    CHECK(v.passed == c->passes && v.limit == c->limit, "compare: %s: %d, error %g, limit %g, expected %d, %g", c->name,
-          v.passed, v.error, v.limit, c->passes, c->limit);
-    v = judge(&in_golden, &(pack){ .entries = &in_mine, .count = 0 }, c->fp64);
-    CHECK(!v.passed && !v.mine, "compare: %s: took a missing tensor", c->name);
-    b.dim = (int64_t[]){ 100, 10 };
-    v = judge(&in_golden, &(pack){ .entries = &in_mine, .count = 1 }, c->fp64);
-    CHECK(!v.passed && !v.alike, "compare: %s: took another shape", c->name);
-}
-
-/* Errors just inside and just outside of every limit, and what is no number. With one element of 1 and the rest 0, the
- * relative error is the difference of the first. */
-static void test_compare(void)
-{
-    static const compare_case cases[] = {
-        { "video", F64, 1, 1 + 0.9e-12, 0, NULL, false, true, true, 1e-12 },
-        { "video", F64, 1, 1 + 1.2e-12, 0, NULL, false, true, false, 1e-12 },
-        { "video", F64, 1, 1 + 1.9e-6, 0, NULL, false, false, true, 2e-6 },
-        { "video", F64, 1, 1 + 2.1e-6, 0, NULL, false, false, false, 2e-6 },
-        { "video", F64, 1, 1 + 7.9e-6, 0, "{\"video\":1e-6}", false, false, true, 8 * 1e-6 },
-        { "video", F64, 1, 1 + 8.1e-6, 0, "{\"video\":1e-6}", false, false, false, 8 * 1e-6 },
-        { "video", F64, 1, 1, 0, "{\"video\":0.0}", false, false, true, 2e-6 },
-        { "video", F64, 1, 1 + 6.1e-5, 0, "{\"video\":1e-5}", false, false, false, 6e-5 },
-        { "video", F64, 1, 1 + 6.1e-5, 0, "{\"video\":1e-5}", true, false, true, 8 * 1e-5 },
-        { "video", F64, 0, 0, 0, NULL, false, true, true, 1e-12 },
-        { "video", F64, 0, 1e-9, 0, NULL, false, true, false, 1e-12 },
-        { "video", F64, 1, NAN, 0, NULL, false, false, false, 2e-6 },
-        { "video", F64, NAN, 1, 0, NULL, false, false, false, 2e-6 },
-        { "video", F64, 1, INFINITY, 0, NULL, false, false, false, 2e-6 },
-        { "video", F64, INFINITY, INFINITY, 0, NULL, false, false, false, 2e-6 },
-        { "noise", F64, 1, 1 + 1e-15, 0, NULL, false, false, false, 0 },
-        { "noise", F64, 1, 1, 0, NULL, false, false, true, 0 },
-        { "timesteps", F64, NAN, NAN, 0, NULL, false, false, false, 0 },
-        { "mask", U8, 1, 0, 1, NULL, false, false, false, 0 },
-        { "frames", U8, 9, 8, 7, NULL, false, false, true, 1 },
-        { "frames", U8, 9, 7, 7, NULL, false, false, false, 1 },
-        { "frames", U8, 9, 8, 7, NULL, false, true, false, 0 },
-        { "frames", U8, 9, 9, 7, NULL, false, true, true, 0 },
-    };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) compare_one(&cases[i]);
 }
 
 static void test_io(void)
@@ -542,5 +470,4 @@ static void test_io(void)
     test_crops();
     test_words();
     test_stages();
-    test_compare();
 }
