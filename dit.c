@@ -276,6 +276,7 @@ static tensor clip_embed(const run *r, const clip *c, tensor pixels)
     add(x, widened(a, c->position_embedding, SHAPE(1 + patches, d)));
     arena_reset(a, mark);
     layer_norm(a, x, x, c->pre_layrnorm, c->config.layer_norm_eps);
+    given(r, x, AS_IS, "clip.embed");
     dump(r, x, AS_IS, "clip.embed");
     return x;
 }
@@ -309,13 +310,23 @@ tensor clip_encode(const run *r, const clip *c, image crop)
     arena *a = r->arena;
     const clip_config *s = &c->config;
     size_t mark = arena_mark(a);
+    tensor hidden = tensor_new(a, SHAPE(clip_side(s) * clip_side(s), s->hidden_size));
+    if (given(r, hidden, AS_IS, "clip.hidden"))
+        return hidden;
+    arena_reset(a, mark);
     tensor pixels = tensor_new(a, SHAPE(1, s->image_size, s->image_size, 3));
     for (int64_t i = 0; i < tensor_count(pixels) && pixels.data; i++)
         pixels.data[i] = (real)((crop.rgb[i] * s->rescale_factor - s->image_mean[i % 3]) / s->image_std[i % 3]);
-    dump(r, tensor_view(pixels, SHAPE(s->image_size, s->image_size, 3)), CHANNELS_FIRST, "clip.pixels");
+    tensor shown = tensor_view(pixels, SHAPE(s->image_size, s->image_size, 3));
+    given(r, shown, CHANNELS_FIRST, "clip.pixels");
+    dump(r, shown, CHANNELS_FIRST, "clip.pixels");
     tensor x = clip_embed(r, c, pixels);
-    for (int64_t i = 0; i < s->num_hidden_layers; i++) {
-        clip_block(r, c, x, &c->layers[i]);
+    int64_t first = s->num_hidden_layers;       /* a given layer is where it begins */
+    while (first > 0 && !is_given(r, "clip.layer.%02d", (int)first - 1))
+        first--;
+    for (int64_t i = first > 0 ? first - 1 : 0; i < s->num_hidden_layers; i++) {
+        if (!given(r, x, AS_IS, "clip.layer.%02d", (int)i))
+            clip_block(r, c, x, &c->layers[i]);
         dump(r, x, AS_IS, "clip.layer.%02d", (int)i);
         progress(r, "clip", i + 1, s->num_hidden_layers);
     }
@@ -873,11 +884,20 @@ typedef struct {
     double enhance_weight;
 } call_state;
 
-/* x [rows * N][D] as step.CALL.block.BLOCK + part, [rows][N][D]. */
+/* x [rows * N][D] as the guidance rows' [rows][N][D]. */
+static tensor by_row(const call_state *c, tensor x)
+{
+    return tensor_view(x, SHAPE(c->rows, x.dim[0] / c->rows, x.dim[1]));
+}
+
+/* The stage step.CALL.block.BLOCK + part: x [rows * N][D] when it is computed, or instead of computing it. */
 static void dump_stage(const call_state *c, tensor x, int64_t block, const char *part)
 {
-    tensor rows = tensor_view(x, SHAPE(c->rows, x.dim[0] / c->rows, x.dim[1]));
-    dump(c->r, rows, AS_IS, "step.%03d.block.%02d%s", (int)c->call, (int)block, part);
+    dump(c->r, by_row(c, x), AS_IS, "step.%03d.block.%02d%s", (int)c->call, (int)block, part);
+}
+static bool given_stage(const call_state *c, tensor x, int64_t block, const char *part)
+{
+    return given(c->r, by_row(c, x), AS_IS, "step.%03d.block.%02d%s", (int)c->call, (int)block, part);
 }
 
 /* The next TOKENS rows of x [M][K], or what is left. Layers that widen the stream (to 2D in merge_skip and gate, to
@@ -1034,36 +1054,48 @@ static void block(const call_state *c, tensor h, int64_t i, tensor skip)
 {
     arena *a = c->a;
     const block_weights *b = &c->d->blocks[i];
-    if (b->skip_linear.weight.data) {
-        merge_skip(a, h, skip, b);
+    bool timed = c->frames > 1;
+    if (b->skip_linear.weight.data && !(timed && is_given(c->r, "step.%03d.block.%02d.time", (int)c->call, (int)i))) {
+        if (!given_stage(c, h, i, ".skip"))
+            merge_skip(a, h, skip, b);
         dump_stage(c, h, i, ".skip");
     }
-    if (c->frames > 1) {
-        add_time(a, h, b, c->frames, c->rows);
+    if (timed) {
+        if (!given_stage(c, h, i, ".time"))
+            add_time(a, h, b, c->frames, c->rows);
         dump_stage(c, h, i, ".time");
     }
     size_t mark = arena_mark(a);
     tensor n = like(a, h);
 
-    shifted_norm(a, n, h, b, c->silu_temb);
-    dump_stage(c, n, i, ".norm1");
-    attend(c, n, NULL, &b->attn1);
+    if (!given_stage(c, n, i, ".attn1")) {
+        if (!given_stage(c, n, i, ".norm1"))
+            shifted_norm(a, n, h, b, c->silu_temb);
+        dump_stage(c, n, i, ".norm1");
+        attend(c, n, NULL, &b->attn1);
+    }
     dump_stage(c, n, i, ".attn1");
     add(h, n);
 
-    layer_norm(a, n, h, b->norm2, 1e-6);
-    attend(c, n, &c->text, &b->attn2);
+    if (!given_stage(c, n, i, ".attn2")) {
+        layer_norm(a, n, h, b->norm2, 1e-6);
+        attend(c, n, &c->text, &b->attn2);
+    }
     dump_stage(c, n, i, ".attn2");
     add(h, n);
 
-    layer_norm(a, n, h, b->norm_clip, 1e-6);
-    attend(c, n, &c->image, &b->attn_clip);
-    gate(a, n, b);
+    if (!given_stage(c, n, i, ".clip")) {
+        layer_norm(a, n, h, b->norm_clip, 1e-6);
+        attend(c, n, &c->image, &b->attn_clip);
+        gate(a, n, b);
+    }
     dump_stage(c, n, i, ".clip");
     add(h, n);
 
-    layer_norm(a, n, h, b->norm3, 1e-6);
-    feed_forward(a, n, b);
+    if (!given_stage(c, n, i, ".ff")) {
+        layer_norm(a, n, h, b->norm3, 1e-6);
+        feed_forward(a, n, b);
+    }
     dump_stage(c, n, i, ".ff");
     add(h, n);
 
@@ -1143,8 +1175,50 @@ static void project_out(const call_state *c, tensor out, tensor h)
     arena_reset(c->a, mark);
 }
 
-/* All blocks on h [rows * N][D]. Long skips as in U-ViT: the first half's outputs return in the second, last in first
- * out.
+/* The last block of a call: the model's, or where the run is to end. -1: it ends before the blocks. */
+static int64_t last_block(const run *r, int64_t call, int64_t layers)
+{
+    int at, i, parts = stop_numbers(r, "step.%d.block.%d", &at, &i);
+    if (parts < 1 || at != call)
+        return layers - 1;
+    if (parts == 2)
+        return i < layers ? i : layers - 1;
+    return stops_at(r, "step.*.temb") || stops_at(r, "step.*.text") || stops_at(r, "step.*.image") ||
+           stops_at(r, "step.*.patch") ? -1 : layers - 1;
+}
+
+/* needed[i]: something asks for the stream after block i. Backwards from the end: who asks for a block that is not
+ * given asks for the one before it, and, from the middle on, for the one whose output it merges (see run_blocks).
+ * Returns whether the patch tokens are asked for. Without given stages everything is. */
+static bool needed_blocks(const run *r, const dit_config *c, int64_t call, bool *needed)
+{
+    int64_t layers = c->num_layers, last = last_block(r, call, layers);
+    bool tokens = false;
+    if (last >= 0)
+        needed[last] = !is_given(r, "step.%03d.norm_out", (int)call);
+    for (int64_t i = last; i >= 0; i--) {
+        const char *name = "step.%03d.block.%02d%s";
+        if (!needed[i] || is_given(r, name, (int)call, (int)i, "") || is_given(r, name, (int)call, (int)i, ".time") ||
+            is_given(r, name, (int)call, (int)i, ".skip"))
+            continue;
+        *(i > 0 ? &needed[i - 1] : &tokens) = true;
+        if (i > layers / 2)
+            needed[layers - 1 - i] = true;
+    }
+    return tokens || stops_at(r, "step.*.patch");
+}
+
+/* Whether a call looks at the latents and at what is given beside them: no given stage comes between. */
+bool dit_sees_latents(const run *r, const dit *d, int64_t call)
+{
+    bool *needed = allocate((size_t)d->config.num_layers, sizeof *needed), tokens;
+    tokens = needed_blocks(r, &d->config, call, needed) && !is_given(r, "step.%03d.patch", (int)call);
+    free(needed);
+    return tokens && !is_given(r, "step.%03d.out", (int)call);
+}
+
+/* The blocks on h [rows * N][D], as far as they are asked for. Long skips as in U-ViT: the first half's outputs return
+ * in the second, last in first out.
  *
  *     L = 8     block   0   1   2   3   4   5   6   7
  *               keeps   a   b   c
@@ -1156,15 +1230,19 @@ static void run_blocks(const call_state *c, tensor h, int64_t done, int64_t tota
     int64_t layers = c->d->config.num_layers, kept = layers / 2 - 1;
     size_t mark = arena_mark(c->a);
     tensor skips = tensor_new(c->a, SHAPE(kept, h.dim[0], h.dim[1]));
+    bool *needed = allocate((size_t)layers, sizeof *needed);
+    needed_blocks(c->r, &c->d->config, c->call, needed);
     for (int64_t i = 0; i < layers; i++) {
         tensor skip = { 0 };
         if (i > layers / 2)
             skip = tensor_view(tensor_part(skips, layers - 1 - i, 1), SHAPE(h.dim[0], h.dim[1]));
-        block(c, h, i, skip);
-        if (i < kept)
+        if (needed[i] && !given_stage(c, h, i, ""))
+            block(c, h, i, skip);
+        if (needed[i] && i < kept)
             tensor_copy(tensor_part(skips, i, 1), h);
         progress(c->r, "block", done + i + 1, total);
     }
+    free(needed);
     arena_reset(c->a, mark);
 }
 
@@ -1228,7 +1306,7 @@ static bool tea_update(arena *a, tea_cache *t, const dit *d, tensor patch, tenso
     t->count = call + 1 == t->steps ? 0 : call + 1;
     t->delta = 0;
     t->computed = true;
-    if (!first && !between && !a->planning)                     /* the plan foresees the larger work */
+    if (!first && !between)
         return false;
     size_t mark = arena_mark(a);
     tensor now = modulated_input(a, d, patch, silu_temb, frames);
@@ -1260,16 +1338,6 @@ static void tea_residual(tensor h, tensor patch, tensor residual, bool store)
     }
 }
 
-/* Is Enhance-A-Video on in this call? START <= i < n - END, where i counts on without end.
- * EnhanceAVideoParameters.update. */
-static bool enhance_update(enhance *e)
-{
-    if (!e->enabled)
-        return false;
-    int64_t call = e->count++;
-    return call >= e->skip_start && call < e->steps - e->skip_end;
-}
-
 /* ---------------------------------------------------------------- DiT: forward */
 
 /* [rows][tokens][X] -> [rows * tokens][X]. */
@@ -1287,10 +1355,11 @@ static void forward_rows(call_state c, tensor out, int64_t first, tea_cache *tea
     c.image = flattened(tensor_part(c.image, first, c.rows));
     tensor h = repeated(a, c.patch, c.rows), all = tensor_view(h, SHAPE(c.rows, n, h.dim[1]));
     tensor residual = tea ? tensor_part(tea->residual, first, c.rows) : (tensor){ 0 };
-    dump(c.r, all, AS_IS, "step.%03d.patch", (int)c.call);
+    if (given(c.r, all, AS_IS, "step.%03d.patch", (int)c.call) || dit_sees_latents(c.r, c.d, c.call))
+        dump(c.r, all, AS_IS, "step.%03d.patch", (int)c.call);
     if (tea && !tea->computed) {
         tea_residual(h, c.patch, residual, false);
-    } else {
+    } else if (!given(c.r, all, AS_IS, "step.%03d.norm_out", (int)c.call)) {
         run_blocks(&c, h, first * layers, total);
         norm_out(&c, h);
     }
@@ -1299,6 +1368,18 @@ static void forward_rows(call_state c, tensor out, int64_t first, tea_cache *tea
     dump(c.r, all, AS_IS, "step.%03d.norm_out", (int)c.call);
     project_out(&c, tensor_part(out, first, c.rows), h);
     arena_reset(a, mark);
+}
+
+/* Ends the stage step.CALL.NAME that is x, or what was given for it, which then is a tensor of its own: x may belong to
+ * all calls. */
+static tensor given_or(const run *r, tensor x, int64_t call, const char *name)
+{
+    tensor y = x;
+    if (is_given(r, "step.%03d.%s", (int)call, name))
+        y = tensor_new(r->arena, tensor_shape(x));
+    given(r, y, AS_IS, "step.%03d.%s", (int)call, name);
+    dump(r, y, AS_IS, "step.%03d.%s", (int)call, name);
+    return y;
 }
 
 /* A whole call in the arena: out, then what all rows share (temb, patch tokens [N][D], the rotary table), then for each
@@ -1310,26 +1391,28 @@ static void forward_rows(call_state c, tensor out, int64_t first, tea_cache *tea
  * it does only in the last 40 % of the calls; before, all rows see padding). call numbers the dumps. The learned
  * variance, the other half, is not used by any of the schedulers. HunyuanTransformer3DModel.forward. */
 tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor latents, tensor inpaint, double t,
-                   bool see_image, int64_t call, tea_cache *tea, enhance *eav)
+                   bool see_image, int64_t call, tea_cache *tea, const enhance *eav)
 {
     arena *a = r->arena;
     int64_t frames = latents.dim[0], h = latents.dim[1], w = latents.dim[2], p = d->config.patch_size;
     tensor out = tensor_new(a, SHAPE(k->rows, frames, h, w, d->config.out_channels));
     size_t mark = arena_mark(a);
     call_state c = {
-        .r = r, .d = d, .a = a, .call = call, .rows = r->keep_rows || (eav && eav->enabled) ? k->rows : 1,
-        .frames = frames, .area = (h / p) * (w / p), .text = k->text, .image = see_image ? k->image : k->padding,
+        .r = r, .d = d, .a = a, .call = call, .rows = r->hooks || (eav && eav->enabled) ? k->rows : 1,
+        .frames = frames, .area = (h / p) * (w / p),
+        .enhance = eav && eav->enabled && call >= eav->skip_start && call < eav->steps - eav->skip_end,
+        .enhance_weight = eav ? eav->weight : 0,
     };
-    tensor temb = time_embedding(a, d, k, t);                   /* [B][D] */
-    dump(r, temb, AS_IS, "step.%03d.temb", (int)call);
-    dump(r, c.text, AS_IS, "step.%03d.text", (int)call);
-    dump(r, c.image, AS_IS, "step.%03d.image", (int)call);
+    if (given(r, out, ROWS_CHANNELS_FIRST, "step.%03d.out", (int)call))
+        return out;
+    tensor temb = given_or(r, time_embedding(a, d, k, t), call, "temb");    /* [B][D] */
+    c.text = given_or(r, k->text, call, "text");
+    c.image = given_or(r, see_image ? k->image : k->padding, call, "image");
     activate(temb, SILU);                                       /* norm1 and norm_out begin with it */
     c.silu_temb = temb;
-    c.patch = patch_tokens(a, d, latents, inpaint);
+    c.patch = dit_sees_latents(r, d, call) ? patch_tokens(a, d, latents, inpaint)
+                                           : tensor_new(a, SHAPE(frames * c.area, d->config.hidden_size));
     c.rotary = rotary_table(a, &d->config, h / p, w / p);
-    c.enhance = eav && (enhance_update(eav) || (eav->enabled && a->planning));     /* the plan foresees the larger work */
-    c.enhance_weight = eav ? eav->weight : 0;
     tea_cache *cache = tea && tea->threshold != 0 ? tea : NULL;
     bool store = cache && tea_update(a, cache, d, c.patch, c.silu_temb, frames);
     for (int64_t first = 0; first < k->rows; first += c.rows)

@@ -26,7 +26,9 @@
  *     passed as an argument: die() and signal handlers must find them. Only the main thread opens outputs.
  *   - File contents are little-endian and unaligned: they are assembled from bytes, never cast.
  */
+#ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE     /* madvise */
+#endif
 #define _POSIX_C_SOURCE 200809L
 
 #include "ruyi.h"
@@ -1200,17 +1202,22 @@ static char *header_text(const st_entry *entries, int count, size_t *size)
     return text;
 }
 
-/* Elements from host order to the file's. A little-endian host writes its memory as it is; another one writes a copy,
- * in which byte j of an element of n bytes has become byte n - 1 - j. */
-static void put_elements(const writer *f, const st_entry *e)
+/* Elements of `bytes` bytes from host order to the file's, as a copy in which byte j has become byte n - 1 - j. NULL on
+ * a little-endian host, whose memory is in order as it is. */
+static unsigned char *file_order(const unsigned char *data, size_t count, size_t bytes)
 {
-    size_t count = (size_t)shape_elements(e->shape), bytes = (size_t)dtype_bits[e->type] / 8;
-    const unsigned char *data = e->data;
     const uint16_t probe = 1;
     bool little = *(const unsigned char *)&probe == 1;
     unsigned char *turned = little ? NULL : allocate(count, bytes);
     for (size_t i = 0; turned && i < count * bytes; i++) turned[i] = data[i - i % bytes + bytes - 1 - i % bytes];
-    put(f->fd, f->path, turned ? turned : data, count * bytes);
+    return turned;
+}
+
+static void put_elements(const writer *f, const st_entry *e)
+{
+    size_t count = (size_t)shape_elements(e->shape), bytes = (size_t)dtype_bits[e->type] / 8;
+    unsigned char *turned = file_order(e->data, count, bytes);
+    put(f->fd, f->path, turned ? turned : e->data, count * bytes);
     free(turned);
 }
 
@@ -1963,28 +1970,125 @@ void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *p
         }
 }
 
-/* ---------------------------------------------------------------- dumps
+/* ---------------------------------------------------------------- stages
  *
- *     --dump DIR  ->  DIR/mask.safetensors, ..., DIR/step.000.block.02.attn1.safetensors, ..., DIR/frames.safetensors
+ * A stage is a tensor with a name, step.000.block.02.attn1 say, and the name is all that joins a run to files:
  *
- * A file a tensor, so that a run that dies leaves what it had computed, and none is held in memory.
+ *     --inject FILE  ->  given()       before the stage: its tensor is read instead of computed
+ *     the stage      ->  dump()        after it: --dump DIR writes DIR/NAME.safetensors
+ *                                      check judges it against the truth, then goes on with the truth
+ *                                      --stop-after NAME ends the run
+ *
+ * Dumps are a file a tensor, so that a run that dies leaves what it had computed, and none is held in memory.
  * Inside, channels are last; files have the order of the public code, which the reference data has, too:
  *     AS_IS                   [N][D], [rows][N][D]: tokens have their width last on both sides
  *     CHANNELS_FIRST          [F][h][w][C] -> [C][F][h][w]
  *     ROWS_CHANNELS_FIRST     [B][F][h][w][C] -> [B][C][F][h][w] */
 
-/* Moves the last dimension to place `to` (0 or 1), in the shape and in a copy, which is to be freed. For each row the
- * data are a matrix [n][c], n the elements between, and its transpose is written. */
-static real *channels_first(const real *from, shape *s, int to)
+static int stage_compare(const char *s, const char *t);     /* in the order of computing; below, for packs */
+
+/* The shape in the file of a tensor of shape s here. */
+static shape file_shape(shape s, layout order)
 {
-    int64_t c = s->dim[s->ndim - 1], rows = to ? s->dim[0] : 1, n = (int64_t)shape_elements(*s) / greater(rows * c, 1);
-    real *turned = allocate((size_t)(rows * n * c), sizeof *turned), *at = turned;
-    for (int64_t row = 0; row < rows; row++, from += n * c)
-        for (int64_t j = 0; j < c; j++)
-            for (int64_t i = 0; i < n; i++) *at++ = from[i * c + j];
-    for (int i = s->ndim - 1; i > to; i--) s->dim[i] = s->dim[i - 1];
-    s->dim[to] = c;
-    return turned;
+    shape t = s;
+    int to = order == ROWS_CHANNELS_FIRST;
+    for (int i = to; order != AS_IS && i < s.ndim; i++) t.dim[i] = s.dim[i == to ? s.ndim - 1 : i - 1];
+    return t;
+}
+
+/* Where element i of a tensor of shape s here is in the file. For each row the data are a matrix [n][c], n the elements
+ * between, and files have its transpose. */
+static uint64_t file_index(shape s, layout order, uint64_t i)
+{
+    uint64_t c = (uint64_t)s.dim[s.ndim - 1], rows = order == ROWS_CHANNELS_FIRST ? (uint64_t)s.dim[0] : 1;
+    uint64_t n = shape_elements(s) / rows / c;
+    return order == AS_IS ? i : i / (n * c) * n * c + i % c * n + i / c % n;
+}
+
+/* The tensor that takes the place of a stage, or NULL. Of several the last given counts. What comes after the stage
+ * that the run is to end with has no part in it: otherwise a file of a whole run would leave nothing to compute. */
+static const st_tensor *find_given(const run *r, const char *name)
+{
+    const hooks *h = r->hooks;
+    const st_tensor *found = NULL;
+    if (!h || (h->stop_after && stage_compare(name, h->stop_after) >= 0)) return NULL;
+    for (int i = 0; i < h->ngiven; i++) {
+        const pack_entry *e = pack_find(h->given[i].from, name);
+        if (e && fnmatch(h->given[i].glob, name, 0) == 0) found = e->tensor;
+    }
+    return found;
+}
+
+/* Dies where a given tensor does not have the stage's shape, as it is in files; ones in front do not count, because
+ * PyTorch's batches have them. */
+static void check_given(const st_tensor *t, shape s, bool integers)
+{
+    int more = t->ndim - s.ndim;
+    bool same = more >= 0 && is_number(t->type) && is_integer(t->type) == integers;
+    for (int i = 0; same && i < t->ndim; i++) same = t->dim[i] == (i < more ? 1 : s.dim[i - more]);
+    if (!same)
+        die(BAD_INPUT, "--inject: %s: got %s %s, expected %s %s", t->name, dtype_name[t->type],
+            list_text(t->ndim, t->dim), integers ? "U8" : "F64, F32, F16 or BF16", list_text(s.ndim, s.dim));
+}
+
+/* Whether a stage is given, so that nothing which only leads to it need be computed. */
+bool is_given(const run *r, const char *name, ...)
+{
+    if (!r->hooks || !r->hooks->ngiven) return false;
+    FORMATTED(full, name);
+    bool found = find_given(r, full) != NULL;
+    free(full);
+    return found;
+}
+
+/* Copies a tensor of a file into a stage's. */
+static void copy_given(tensor x, layout order, const st_tensor *t)
+{
+    shape s = tensor_shape(x);
+    for (uint64_t i = 0; i < shape_elements(s); i++) x.data[i] = (real)element(t, file_index(s, order, i));
+}
+
+/* Where the stage is given, x becomes it and the caller computes nothing: true. BAD_INPUT for another shape, in the
+ * plan already, as everything that is wrong with an input. */
+bool given(const run *r, tensor x, layout order, const char *name, ...)
+{
+    if (!r->hooks || !r->hooks->ngiven) return false;
+    FORMATTED(full, name);
+    const st_tensor *t = find_given(r, full);
+    free(full);
+    if (!t) return false;
+    check_given(t, file_shape(tensor_shape(x), order), false);
+    r->hooks->replaced += r->arena->planning;
+    if (x.data) copy_given(x, order, t);
+    return true;
+}
+
+/* The same for bytes, which have the file's order. */
+bool given_bytes(const run *r, unsigned char *bytes, shape s, const char *name)
+{
+    const st_tensor *t = find_given(r, name);
+    if (!t) return false;
+    check_given(t, s, true);
+    r->hooks->replaced += r->arena->planning;
+    for (uint64_t i = 0; bytes && i < t->count; i++) bytes[i] = (unsigned char)element(t, i);
+    return true;
+}
+
+/* Whether the run ends with a stage that the glob matches. */
+bool stops_at(const run *r, const char *glob)
+{
+    return r->hooks && r->hooks->stop_after && fnmatch(glob, r->hooks->stop_after, 0) == 0;
+}
+
+/* Reads numbers out of that stage's name, as sscanf; 0 where the run goes to its own end. */
+int stop_numbers(const run *r, const char *format, ...)
+{
+    if (!r->hooks || !r->hooks->stop_after) return 0;
+    va_list args;
+    va_start(args, format);
+    int count = vsscanf(r->hooks->stop_after, format, args);
+    va_end(args);
+    return count;
 }
 
 /* Makes a dump's folder (one level) where it is missing, or dies: before the hours of computing, not in them. */
@@ -1996,39 +2100,81 @@ void dump_check(const char *folder)
     if (access(folder, W_OK | X_OK) != 0) die_writing(folder);
 }
 
-/* DIR/NAME.safetensors, where some filter matches the name or there are none. Takes over name. Other orders than AS_IS
- * are for data of reals. */
-static void dump_named(const run *r, const void *data, dtype type, shape s, layout order, char *name)
+/* DIR/NAME.safetensors, where some filter matches the name or there are none. */
+static void dump_write(const hooks *h, st_entry only)
 {
-    bool wanted = r->nfilters == 0;
-    for (int i = 0; i < r->nfilters && !wanted; i++) wanted = fnmatch(r->filters[i], name, 0) == 0;
-    if (wanted) {
-        char *path = text_of("%s/%s.safetensors", r->dump_dir, name);
-        real *turned = order == AS_IS ? NULL : channels_first(data, &s, order == ROWS_CHANNELS_FIRST);
-        st_entry only = { name, type, s, turned ? turned : data };
-        safetensors_put(path, &only, 1, false);     /* a dump may be lost in a crash: no sync */
-        free(turned);
-        free(path);
+    bool wanted = h->dump_dir && h->nfilters == 0;
+    for (int i = 0; h->dump_dir && i < h->nfilters && !wanted; i++) wanted = fnmatch(h->filters[i], only.name, 0) == 0;
+    if (!wanted) return;
+    char *path = text_of("%s/%s.safetensors", h->dump_dir, only.name);
+    safetensors_put(path, &only, 1, false);     /* a dump may be lost in a crash: no sync */
+    free(path);
+}
+
+/* A stage against the truth's, and, where that is exact for this build, the truth in its place: errors then do not add
+ * up, and every later stage is judged for itself. Truths that were rounded to float32 would spoil double's digits. */
+static void check_stage(const hooks *h, st_entry e, tensor x, layout order)
+{
+    const pack_entry *found = h->truth ? pack_find(h->truth, e.name) : NULL;
+    if (!found) return;
+    const st_tensor *truth = found->tensor;
+    uint64_t count = shape_elements(e.shape), bytes = (uint64_t)dtype_bits[e.type] / 8;
+    unsigned char *turned = file_order(e.data, count, bytes);
+    st_tensor mine = { .name = (char *)(uintptr_t)e.name, .type = e.type, .ndim = e.shape.ndim, .dim = e.shape.dim,
+                       .data = turned ? turned : e.data, .count = count, .bytes = count * bytes };
+    h->judged[found - h->truth->entries] = true;
+    bool alike = judge_pair(h->judge, truth, found->file, &mine);
+    free(turned);
+    if (x.data && alike && (sizeof(real) == 4 || truth->type == F64)) copy_given(x, order, truth);
+}
+
+/* The verdict of check: DONE or DIFFERS; DONE where nothing was to be judged. What the truth has and the run did not
+ * make is missing, unless it was not to be made. */
+int hooks_end(const hooks *h)
+{
+    bool whole = h->truth && !h->ngiven && !h->stop_after;
+    for (int64_t i = 0; whole && i < h->truth->count; i++)
+        if (!h->judged[i]) judge_pair(h->judge, h->truth->entries[i].tensor, h->truth->entries[i].file, NULL);
+    return h->truth ? judge_end(h->judge, h->truth->files[0]->path, "this run", 0) : DONE;
+}
+
+/* What is done with a finished stage: e, in the file's order, for reading; x (data NULL: none) is what the run goes on
+ * with. Takes over the name. */
+static void stage_done(const run *r, st_entry e, tensor x, layout order, char *name)
+{
+    hooks *h = r->hooks;
+    bool last = h->stop_after && strcmp(name, h->stop_after) == 0;
+    h->stop_known |= last;
+    if (!r->arena->planning && e.data) {
+        dump_write(h, e);
+        check_stage(h, e, x, order);
+        if (last) remove_temporaries(), exit(hooks_end(h));     /* nothing more is wanted */
     }
     free(name);
 }
 
-/* Writes DIR/NAME.safetensors in PyTorch's order, one tensor NAME of the build's own precision; nothing where there are
- * no dumps, or no data yet (planning). SYSTEM_ERROR where it cannot be written. Names are stages, as in stage_order
- * below. */
+/* Ends a stage: written to DIR/NAME.safetensors in PyTorch's order, one tensor NAME of the build's own precision; judged
+ * and replaced by the truth; the run's end, whatever was asked for. SYSTEM_ERROR where it cannot be written. Names are
+ * stages, as in stage_order below. */
 void dump(const run *r, tensor x, layout order, const char *name, ...)
 {
-    if (!r->dump_dir || !x.data) return;
+    if (!r->hooks) return;
     FORMATTED(full, name);
-    dump_named(r, x.data, sizeof(real) == 8 ? F64 : F32, tensor_shape(x), order, full);
+    shape s = tensor_shape(x);
+    uint64_t count = shape_elements(s);
+    real *turned = x.data && order != AS_IS ? allocate(count, sizeof *turned) : NULL;
+    for (uint64_t i = 0; turned && i < count; i++) turned[file_index(s, order, i)] = x.data[i];
+    stage_done(r, (st_entry){ full, sizeof(real) == 8 ? F64 : F32, file_shape(s, order), turned ? turned : x.data }, x,
+               order, full);
+    free(turned);
 }
 
-/* The same for data of any type, in PyTorch's order already. */
+/* The same for data of any type, in PyTorch's order already, which the run does not go on with. */
 void dump_data(const run *r, const void *data, dtype type, shape s, const char *name, ...)
 {
-    if (!r->dump_dir || !data) return;
+    if (!r->hooks) return;
     FORMATTED(full, name);
-    dump_named(r, data, type, s, AS_IS, full);
+    stage_done(r, (st_entry){ full, type, s, data }, (tensor){ 0 }, AS_IS, full);
 }
 
 /* ---------------------------------------------------------------- compare
@@ -2079,9 +2225,8 @@ static int64_t part_rank(const char *part, size_t length)
 
 /* The order of computing, part by part. Words that the list does not have go by their letters. Different names never
  * compare equal ("3" and "03" have one rank): the names themselves decide last, so that bsearch finds exactly one. */
-static int by_stage(const void *a, const void *b)
+static int stage_compare(const char *s, const char *t)
 {
-    const char *s = ((const pack_entry *)a)->tensor->name, *t = ((const pack_entry *)b)->tensor->name;
     for (const char *p = s, *q = t; *p || *q;) {
         size_t m = strcspn(p, "."), n = strcspn(q, ".");
         int64_t x = part_rank(p, m), y = part_rank(q, n);
@@ -2091,6 +2236,11 @@ static int by_stage(const void *a, const void *b)
         p += m + (p[m] == '.'), q += n + (q[n] == '.');
     }
     return strcmp(s, t);
+}
+
+static int by_stage(const void *a, const void *b)
+{
+    return stage_compare(((const pack_entry *)a)->tensor->name, ((const pack_entry *)b)->tensor->name);
 }
 
 /* Appends the tensors of a file. */
@@ -2138,12 +2288,12 @@ void pack_close(pack *p)
 }
 
 /* The tensor of that name, or NULL: the order of stages ends in that of the names, so it finds by name. */
-const st_tensor *pack_find(const pack *p, const char *name)
+const pack_entry *pack_find(const pack *p, const char *name)
 {
     const st_tensor like = { .name = (char *)(uintptr_t)name };
     const pack_entry key = { &like, NULL }, *found = NULL;
     if (p->count > 0) found = bsearch(&key, p->entries, (size_t)p->count, sizeof key, by_stage);
-    return found ? found->tensor : NULL;
+    return found;
 }
 
 /* What separates the classes. u is half an ulp of 1, the largest relative error of one rounding: 2^-24, 2^-11, 2^-8. */
@@ -2683,7 +2833,7 @@ static void judge_note(judge *j, const verdict *v)
  * NULL: missing. Missing, another shape, or integers against floats are differences, whatever the values; the widths of
  * floats may differ: a double build compares with F32 truths. A type that has no numbers here is BAD_INPUT, and so are
  * floors that are no JSON, since they would set other limits silently. Nothing is kept of the arguments. */
-void judge_pair(judge *j, const st_tensor *golden, const safetensors *from, const st_tensor *mine)
+bool judge_pair(judge *j, const st_tensor *golden, const safetensors *from, const st_tensor *mine)
 {
     static const char *const names[] = { "timesteps", "noise" };
     char reason[REASON];
@@ -2705,7 +2855,9 @@ void judge_pair(judge *j, const st_tensor *golden, const safetensors *from, cons
     v->passed = v->alike;
     for (int i = 0; i < v->count; i++) v->passed &= v->measures[i].error <= v->measures[i].limit;
     judge_note(j, v);
+    bool alike = v->alike;
     free(v), free(text);
+    return alike;
 }
 
 /* Prints the verdict on standard output: one line, or the first that differs in up to ten, or JSON. extra: tensors that
@@ -2745,8 +2897,8 @@ int compare(const char *golden, const char *mine, const char *class, bool all, b
     int64_t extra = 0;
     for (int64_t i = 0; i < theirs->count; i++) {
         const pack_entry *e = &theirs->entries[i];
-        const st_tensor *own = pack_find(ours, e->tensor->name);
-        judge_pair(j, e->tensor, e->file, own);
+        const pack_entry *own = pack_find(ours, e->tensor->name);
+        judge_pair(j, e->tensor, e->file, own ? own->tensor : NULL);
     }
     for (int64_t i = 0; i < ours->count; i++) extra += pack_find(theirs, ours->entries[i].tensor->name) == NULL;
     int code = judge_end(j, golden, mine, extra);

@@ -10,7 +10,7 @@
  *     pipeline     pixels, mask -> latents -> steps -> video -> bytes
  *     flows        what a command computes; planned first, then run
  *     model        opening the parts of a model folder, and what must hold between them
- *     commands     generate, encode, decode, clip, info, bench
+ *     commands     generate, encode, decode, clip, info, check, bench
  *     options      one table: parsing, --help and spelling advice come from it
  *
  * Every flow runs twice with the same code: first in a planning arena, whose tensors have shapes but no data, which
@@ -31,6 +31,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -668,7 +669,7 @@ void progress(const run *r, const char *stage, int64_t done, int64_t total)
 
 /* ---------------------------------------------------------------- the job */
 
-typedef enum { GENERATE, ENCODE, DECODE, CLIP, INFO, COMPARE, BENCH, HELP, VERSION } command;
+typedef enum { GENERATE, ENCODE, DECODE, CLIP, INFO, COMPARE, CHECK, BENCH, HELP, VERSION } command;
 enum { MAX_GIVEN = 5, MAX_PICTURES = 4096, MAX_FILES = 64, TIME_ROWS = 512 };
 
 /* The limits: 5 start and 5 end pictures are the product's promise (the public code manages one end picture); encode
@@ -682,7 +683,7 @@ typedef struct {
     image start[MAX_PICTURES], end[MAX_GIVEN];  /* after open_generate: resized to width x height */
     int starts, ends;
     int64_t width, height, resolution, frames, steps;
-    bool long_clip, allow_unknown, verbose, json, sized;        /* sized: width and height were given, not resolution */
+    bool long_clip, allow_unknown, verbose, json, sized;      /* sized: width and height were given, not resolution */
     const char *camera, *motion;
     double cfg;                             /* guidance; 1 and less: off */
     uint64_t seed;
@@ -690,10 +691,12 @@ typedef struct {
     const safetensors *loras[MAX_FILES]; double lora_scales[MAX_FILES]; int nloras;
     double tea_threshold; int64_t tea_start, tea_end;   /* 0: off */
     bool enhance; double enhance_weight; int64_t enhance_start, enhance_end;
-    const char *filters[MAX_FILES * 16]; int nfilters;
-    const char *dump_dir;
+    hooks *hooks;                           /* NULL: nobody looks into the run */
+    const char *filters[MAX_FILES * 16];    /* hooks point here */
+    injection injections[MAX_FILES];
+    int code;                               /* the exit code: check's verdict */
     char *path;                             /* room of inside() */
-    const char *files[MAX_FILES]; int nfiles;   /* what stands beside the options */
+    const char **files; int nfiles;         /* what stands beside the options */
     bool quiet, blank;                      /* blank: info's picture is a stand-in */
     bool stdin_read;
 
@@ -767,6 +770,14 @@ static tensor channels(arena *a, tensor x, int64_t first, int64_t count)
     return y;
 }
 
+/* out [F][h][w][width]: its channels from `first` on become x [F][h][w][C]. */
+static void put_channels(tensor out, tensor x, int64_t first)
+{
+    int64_t c = x.dim[3], width = out.dim[3];
+    for (int64_t i = 0; i < tensor_count(x) && x.data; i++)
+        out.data[i / c * width + first + i % c] = x.data[i];
+}
+
 /* The generator's next normal numbers as a tensor [F][h][w][Z]. torch fills its tensors in the order of memory, which
  * is (channel, frame, y, x) there. */
 static tensor fresh_noise(arena *a, generator *g, shape s)
@@ -812,20 +823,26 @@ static tensor fill_pixels(arena *a, const job *j)
     return x;
 }
 
-/* mask [1][T][H][W], 8 bits: 0 on given frames, 1 on those to be made. */
-static void dump_mask(const run *r, const job *j)
+/* mask [1][T][H][W], 8 bits: 0 on given frames, 1 on those to be made -> masks [T][H][W][3], 0 and 1 likewise; pixels of
+ * the same shape become black where it is 1. */
+static void apply_mask(const run *r, const job *j, tensor masks, tensor pixels)
 {
-    size_t size = (size_t)(j->width * j->height);
-    if (!r->dump_dir)
-        return;
-    unsigned char *mask = allocate((size_t)j->frames, size);
-    for (int64_t t = 0; t < j->frames; t++)
+    size_t mark = arena_mark(r->arena), size = (size_t)(j->width * j->height);
+    shape s = SHAPE(1, j->frames, j->height, j->width);
+    unsigned char *mask = arena_alloc(r->arena, (size_t)j->frames, size);
+    for (int64_t t = 0; t < j->frames && mask; t++)
         memset(mask + (size_t)t * size, !picture_at(j, t), size);
-    dump_data(r, mask, U8, SHAPE(1, j->frames, j->height, j->width), "mask");
-    free(mask);
+    given_bytes(r, mask, s, "mask");
+    dump_data(r, mask, U8, s, "mask");
+    for (int64_t i = 0; i < tensor_count(masks) && mask; i++) {
+        masks.data[i] = mask[i / 3];
+        if (mask[i / 3])
+            pixels.data[i] = -1;
+    }
+    arena_reset(r->arena, mark);
 }
 
-/* Draws a sample of the posterior into out[..., first .. first + Z), as the DiT takes latents.
+/* Draws a sample [F][h][w][Z] of the posterior, as the DiT takes latents.
  *
  * Formula   sample = (mean + exp(logvar / 2) noise) scaling_factor,    logvar clamped to -30..20
  * Method    the encoder does not give latents but a normal distribution for each, the posterior: moments [F][h][w][2 Z]
@@ -833,19 +850,17 @@ static void dump_mask(const run *r, const job *j)
  *           1, that of the noise they are mixed with.
  * Source    Kingma and Welling, 2013, arXiv 1312.6114; DiagonalGaussianDistribution.sample, prepare_mask_latents
  */
-static void sample_posterior(arena *a, tensor out, int64_t first, tensor moments, generator *g, double scaling)
+static tensor sample_posterior(arena *a, tensor moments, generator *g, double scaling)
 {
-    size_t mark = arena_mark(a);
-    int64_t z = moments.dim[3] / 2, width = out.dim[3], places = tensor_count(moments) / (2 * z);
-    tensor noise = fresh_noise(a, g, SHAPE(moments.dim[0], moments.dim[1], moments.dim[2], z));
-    for (int64_t i = 0; i < places && noise.data; i++)
-        for (int64_t c = 0; c < z; c++) {
-            double logvar = (double)moments.data[i * 2 * z + z + c];
-            real std = (real)exp_own((logvar < -30 ? -30 : logvar > 20 ? 20 : logvar) / 2);
-            real sample = moments.data[i * 2 * z + c] + std * noise.data[i * z + c];
-            out.data[i * width + first + c] = sample * (real)scaling;
-        }
-    arena_reset(a, mark);
+    int64_t z = moments.dim[3] / 2;
+    tensor x = fresh_noise(a, g, SHAPE(moments.dim[0], moments.dim[1], moments.dim[2], z));
+    for (int64_t i = 0; i < tensor_count(x) && x.data; i++) {
+        const real *m = &moments.data[i / z * 2 * z + i % z];
+        double logvar = (double)m[z];
+        real std = (real)exp_own((logvar < -30 ? -30 : logvar > 20 ? 20 : logvar) / 2);
+        x.data[i] = (*m + std * x.data[i]) * (real)scaling;
+    }
+    return x;
 }
 
 /* Mask and masked video through the VAE -> [F][h][w][2 Z]; zeros, with nothing encoded or drawn, without any picture.
@@ -869,23 +884,24 @@ static tensor inpaint_latents(const run *r, const job *j, shape latents)
     }
     size_t mark = arena_mark(a);
     tensor pixels = fill_pixels(a, j), masks = tensor_new(a, tensor_shape(pixels)), videos[2] = { masks, pixels };
+    given(r, pixels, CHANNELS_FIRST, "pixels");
     dump(r, pixels, CHANNELS_FIRST, "pixels");
-    dump_mask(r, j);
-    for (int64_t t = 0; t < j->frames; t++) {
-        bool given = picture_at(j, t) != NULL;
-        tensor_fill(tensor_part(masks, t, 1), given ? 0 : 1);
-        if (!given)
-            tensor_fill(tensor_part(pixels, t, 1), -1);     /* black */
-    }
+    apply_mask(r, j, masks, pixels);
     generator g;
     generator_seed(&g, j->seed);
     run inner = *r;
-    inner.dump_dir = NULL;      /* the encoder's own stages would have the same names twice */
+    inner.hooks = NULL;         /* the encoder's own stages would have the same names twice */
     for (int i = 0; i < 2; i++) {
         size_t before = arena_mark(a);
-        sample_posterior(a, out, i * z, vae_encode(&inner, j->vae, videos[i]), &g,
-                         vae_settings(j->vae)->scaling_factor);
-        stage(r, channels(a, out, i * z, z), names[i], vae_weights(j->vae), NULL);
+        tensor x;
+        if (is_given(r, "%s", names[i])) {
+            x = fresh_noise(a, &g, latents);        /* drawn all the same, for the second video */
+            given(r, x, CHANNELS_FIRST, "%s", names[i]);
+        } else {
+            x = sample_posterior(a, vae_encode(&inner, j->vae, videos[i]), &g, vae_settings(j->vae)->scaling_factor);
+        }
+        stage(r, x, names[i], vae_weights(j->vae), NULL);
+        put_channels(out, x, i * z);
         arena_reset(a, before);
     }
     arena_reset(a, mark);
@@ -940,7 +956,7 @@ static void smooth(const run *r, const vae *v, tensor video)
         die(BAD_INPUT, "decode: smoothing codes %lld of %lld frames again and gets %lld back; choose another --frames",
             (long long)count, (long long)video.dim[0], (long long)back);
     run inner = *r;
-    inner.dump_dir = NULL;      /* the second pass's stages have no names */
+    inner.hooks = NULL;         /* the second pass's stages have no names */
     tensor part = tensor_part(video, before, count), moments = vae_encode(&inner, v, part);
     tensor again = vae_decode(&inner, v, channels(a, moments, 0, c->latent_channels));
     for (int64_t t = 0; t < count; t++)         /* torch broadcasts a single frame over all */
@@ -949,32 +965,50 @@ static void smooth(const run *r, const vae *v, tensor video)
     clamp(video, -1, 1);
 }
 
-/* latents as the sampler leaves them [F][h][w][Z] -> 8-bit frames [T][H][W][3] in the arena, and T; NULL while
- * planning. The latents are changed. Bytes are truncated, not rounded, as the public code's cast does. decode_latents
- * of the pipeline, save_videos_grid of utils.py. */
+/* latents as the sampler leaves them [F][h][w][Z] -> [T][H][W][3] in -1..1; the latents are changed. decode_latents of
+ * the pipeline. */
+static tensor decode_video(const run *r, const job *j, tensor latents, shape size)
+{
+    const vae_config *c = vae_settings(j->vae);
+    if (is_given(r, "decoded") || is_given(r, "video") || is_given(r, "frames")) {
+        tensor video = tensor_new(r->arena, size);
+        given(r, video, CHANNELS_FIRST, "decoded");
+        return video;
+    }
+    scale_to(latents, latents, 1 / c->scaling_factor);
+    tensor video = vae_decode(r, j->vae, latents);
+    check_finite(video, "decoded", vae_weights(j->vae), NULL);    /* before clamping, which would hide an infinity */
+    clamp(video, -1, 1);
+    return video;
+}
+
+/* latents as the sampler leaves them -> 8-bit frames [T][H][W][3] in the arena, and T; NULL while planning. The latents
+ * are changed. Bytes are truncated, not rounded, as the public code's cast does. save_videos_grid of utils.py. */
 static unsigned char *decode_frames(const run *r, const job *j, tensor latents, int64_t *frames)
 {
     arena *a = r->arena;
     const vae_config *c = vae_settings(j->vae);
     *frames = vae_video_frames(c, latents.dim[0]);
     int64_t scale = vae_scale(c), h = latents.dim[1] * scale, w = latents.dim[2] * scale;
+    shape size = SHAPE(*frames, h, w, 3);
     unsigned char *bytes = arena_alloc(a, (size_t)(*frames * h * w * 3), 1);
     size_t mark = arena_mark(a);
-    scale_to(latents, latents, 1 / c->scaling_factor);
-    tensor video = vae_decode(r, j->vae, latents);
-    check_finite(video, "decoded", vae_weights(j->vae), NULL);    /* before clamping, which would hide an infinity */
-    clamp(video, -1, 1);
-    dump(r, video, CHANNELS_FIRST, "decoded");
-    if (c->mode != SLICE_CACHE)
-        smooth(r, j->vae, video);
-    check_finite(video, "video", vae_weights(j->vae), NULL);
-    for (int64_t i = 0; i < tensor_count(video) && video.data; i++)
-        video.data[i] = video.data[i] / 2 + (real)0.5;
-    clamp(video, 0, 1);
-    dump(r, video, CHANNELS_FIRST, "video");
-    for (int64_t i = 0; i < tensor_count(video) && bytes; i++)
-        bytes[i] = (unsigned char)(255 * video.data[i]);
-    dump_data(r, bytes, U8, SHAPE(*frames, h, w, 3), "frames");
+    tensor video = decode_video(r, j, latents, size);
+    if (!given(r, video, CHANNELS_FIRST, "video") && !is_given(r, "frames")) {
+        dump(r, video, CHANNELS_FIRST, "decoded");
+        if (c->mode != SLICE_CACHE)
+            smooth(r, j->vae, video);
+        check_finite(video, "video", vae_weights(j->vae), NULL);
+        for (int64_t i = 0; i < tensor_count(video) && video.data; i++)
+            video.data[i] = video.data[i] / 2 + (real)0.5;
+        clamp(video, 0, 1);
+    }
+    if (!given_bytes(r, bytes, size, "frames")) {
+        dump(r, video, CHANNELS_FIRST, "video");
+        for (int64_t i = 0; i < tensor_count(video) && bytes; i++)
+            bytes[i] = (unsigned char)(255 * video.data[i]);
+    }
+    dump_data(r, bytes, U8, size, "frames");
     arena_reset(a, mark);
     return bytes;
 }
@@ -1019,12 +1053,51 @@ static void dump_timesteps(const run *r, const scheduler *s)
     free(whole);
 }
 
-/* Ends one of the stages of call i: stage(), under the name step.NNN.NAME. */
+/* Ends one of the stages of call i: stage(), under the name step.NNN.NAME, which x becomes where it is given. */
 static void step_stage(const run *r, tensor x, int64_t i, const char *name, const job *j)
 {
     char full[64];
     snprintf(full, sizeof full, "step.%03d.%s", (int)i, name);
+    given(r, x, CHANNELS_FIRST, "%s", full);
     stage(r, x, full, dit_weights(j->dit), j->embeddings);
+}
+
+/* What is asked for, where stages are given or the run is to end early; everything, where neither is so. */
+typedef struct {
+    bool *calls;                /* of the model: the latents after them are asked for, or remembered by the rule */
+    bool inpaint, tokens;       /* some call sees mask and masked video, the picture's tokens */
+} demand;
+
+/* The picture's tokens are shown in the last 40 % of the calls only (clip_apply_ratio): what is settled first, the large
+ * shapes and their motion, follows the control words; the picture itself is in inpaint all the time. */
+static bool sees_image(const job *j, int64_t i, int64_t calls)
+{
+    return j->starts > 0 && !((double)i < (double)calls * (1 - 0.40));
+}
+
+/* Backwards from the end: a call whose latents are asked for and not given asks for those before it. Rules with a memory
+ * (DPM++, PNDM, TeaCache) need all earlier calls. */
+static demand demand_of(const run *r, const job *j, int64_t calls)
+{
+    int step = INT_MAX;
+    bool remembers = j->scheduler == DPMPP || j->scheduler == PNDM || j->tea_threshold != 0;
+    bool early = stops_at(r, "pixels") || stops_at(r, "mask*") || stops_at(r, "clip.*") || stops_at(r, "noise");
+    bool wanted = !early && !is_given(r, "decoded") && !is_given(r, "video") && !is_given(r, "frames");
+    stop_numbers(r, "step.%d", &step);
+    bool whole = !r->hooks || (!r->hooks->ngiven && !r->hooks->stop_after);
+    demand d = { .calls = allocate((size_t)calls, 1), .tokens = whole || stops_at(r, "clip.*"),
+                 .inpaint = whole || stops_at(r, "pixels") || stops_at(r, "mask*") };
+    for (int64_t i = calls - 1; i >= 0; i--) {
+        if (i > step)
+            continue;
+        wanted = wanted && (remembers || !is_given(r, "step.%03d.latents", (int)i));
+        d.calls[i] = wanted;
+        if (!wanted || is_given(r, "step.%03d.pred", (int)i) || is_given(r, "step.%03d.out", (int)i))
+            continue;
+        d.inpaint |= dit_sees_latents(r, j->dit, i);
+        d.tokens |= sees_image(j, i, calls) && !is_given(r, "step.%03d.image", (int)i);
+    }
+    return d;
 }
 
 /* TeaCache for that many tokens: a call whose input has hardly changed since the last computed one adds that one's
@@ -1053,15 +1126,11 @@ static void report_tea(const run *r, const tea_cache *t, const int64_t *computed
         fprintf(stderr, "teacache: %lld of %lld calls used the cache\n", (long long)t->cached, (long long)calls);
 }
 
-/* The sampling loop: latents [F][h][w][Z] from noise to a clean sample, in place. A plan takes one step, as all are
- * alike. g goes on with the generator of the first noise, which Euler A draws from. inpaint: [F][h][w][2 Z].
- *
- * The picture's tokens are shown in the last 40 % of the calls only (clip_apply_ratio): what is settled first, the
- * large shapes and their motion, follows the control words; the picture itself is in inpaint all the time.
- * Enhance-A-Video (Luo et al., 2025, arXiv 2502.07508) makes attn1's output larger where frames attend to each other,
- * in dit_forward. */
+/* The sampling loop: latents [F][h][w][Z] from noise to a clean sample, in place; needed [calls]. g goes on with the
+ * generator of the first noise, which Euler A draws from. inpaint: [F][h][w][2 Z]. Enhance-A-Video (Luo et al., 2025,
+ * arXiv 2502.07508) makes attn1's output larger where frames attend to each other, in dit_forward. */
 static void denoise(const run *r, const job *j, const dit_condition *c, tensor latents, tensor inpaint, generator *g,
-                    scheduler *s)
+                    scheduler *s, const bool *needed)
 {
     arena *a = r->arena;
     int64_t p = dit_settings(j->dit)->patch_size, tokens = latents.dim[0] * (latents.dim[1] / p) * (latents.dim[2] / p);
@@ -1072,16 +1141,22 @@ static void denoise(const run *r, const job *j, const dit_condition *c, tensor l
     int64_t *computed = allocate((size_t)s->calls, sizeof *computed);
     double *delta = allocate((size_t)s->calls, sizeof *delta);
     progress(r, "denoise", 0, s->calls);
-    for (int64_t i = 0; i < (a->planning ? 1 : s->calls); i++) {
+    for (int64_t i = 0; i < s->calls; i++) {
         size_t mark = arena_mark(a);
         tensor x = tensor_new(a, size), pred = tensor_new(a, size);
-        bool see_image = j->starts > 0 && !((double)i < (double)s->calls * (1 - 0.40));
-        sched_input(s, x, latents);
-        tensor out = dit_forward(r, j->dit, c, x, inpaint, s->timesteps[i], see_image, i, &tea, &eav);
-        guide(pred, out, j->cfg);
-        step_stage(r, pred, i, "pred", j);
-        sched_step(s, latents, pred, j->scheduler == EULER_A ? fresh_noise(a, g, size) : (tensor){ 0 });
-        step_stage(r, latents, i, "latents", j);
+        tensor noise = j->scheduler == EULER_A ? fresh_noise(a, g, size) : (tensor){ 0 };
+        if (needed[i]) {
+            sched_input(s, x, latents);
+            if (!is_given(r, "step.%03d.pred", (int)i))
+                guide(pred, dit_forward(r, j->dit, c, x, inpaint, s->timesteps[i], sees_image(j, i, s->calls), i, &tea,
+                                        &eav), j->cfg);
+            step_stage(r, pred, i, "pred", j);
+            sched_step(s, latents, pred, noise);
+            step_stage(r, latents, i, "latents", j);
+        } else {
+            given(r, latents, CHANNELS_FIRST, "step.%03d.latents", (int)i);
+            s->index++;
+        }
         computed[i] = tea.computed;
         delta[i] = tea.delta;
         arena_reset(a, mark);
@@ -1105,13 +1180,20 @@ static unsigned char *generate(const run *r, const job *j, int64_t *frames)
     generator_seed(&g, j->seed);
     tensor latents = fresh_noise(a, &g, size);
     size_t mark = arena_mark(a);
+    given(r, latents, CHANNELS_FIRST, "noise");
     stage(r, latents, "noise", NULL, NULL);
     scale_to(latents, latents, s.init_noise_sigma);
 
-    tensor inpaint = inpaint_latents(r, j, size), tokens = clip_tokens(r, j);
+    demand asked = demand_of(r, j, s.calls);
+    tensor inpaint = { 0 }, tokens = { 0 };
+    if (asked.inpaint)
+        inpaint = inpaint_latents(r, j, size);
+    if (asked.tokens)
+        tokens = clip_tokens(r, j);
     dit_condition condition = dit_conditions(r, j->dit, j->rows + 2 - rows, rows, tokens, j->height, j->width);
     check_finite(condition.text, "text", j->embeddings, dit_weights(j->dit));
-    denoise(r, j, &condition, latents, inpaint, &g, &s);
+    denoise(r, j, &condition, latents, inpaint, &g, &s, asked.calls);
+    free(asked.calls);
     sched_free(&s);
     arena_reset(a, mark);
     return decode_frames(r, j, latents, frames);
@@ -1160,6 +1242,7 @@ static result flow_encode(const run *r, const job *j)
 {
     arena *a = r->arena;
     tensor pixels = fill_pixels(a, j);
+    given(r, pixels, CHANNELS_FIRST, "pixels");
     dump(r, pixels, CHANNELS_FIRST, "pixels");
     tensor moments = vae_encode(r, j->vae, pixels);
     stage(r, moments, "vae.moments", vae_weights(j->vae), NULL);
@@ -1176,12 +1259,10 @@ static result flow_clip(const run *r, const job *j)
     return (result){ .saved = clip_tokens(r, j), .name = "clip.hidden" };
 }
 
-/* How a job wants to be run. A dump shows both guidance rows in one tensor, so they are kept together for it; otherwise
- * the DiT may run one after the other, in less memory. */
+/* How a job wants to be run. */
 static run run_of(const job *j, arena *a)
 {
-    return (run){ .arena = a, .dump_dir = a->planning ? NULL : j->dump_dir, .keep_rows = j->dump_dir != NULL,
-                  .filters = j->filters, .nfilters = j->nfilters, .verbosity = j->quiet ? 0 : j->verbose ? 2 : 1 };
+    return (run){ .arena = a, .hooks = j->hooks, .verbosity = j->quiet ? 0 : j->verbose ? 2 : 1 };
 }
 
 /* The result's tensor as F32, whatever `real` is: other programs read it. Planning: only its memory. */
@@ -1227,6 +1308,18 @@ static output *open_output(const job *j, const result *planned)
     return NULL;
 }
 
+/* After the plan, which came by every stage: dies where a name of --inject or --stop-after is none of them. */
+static void check_hooks(const job *j)
+{
+    const hooks *h = j->hooks;
+    if (h && h->ngiven && !h->replaced && !h->stop_after)
+        die(BAD_INPUT, "--inject: no tensor given there has the name of a stage of this run; --dump shows the names");
+    if (h && h->stop_after && !h->stop_known)
+        die(BAD_INPUT, "--stop-after: got %s, which is no stage of this run; --dump shows the names", h->stop_after);
+    if (h && h->ngiven && !j->quiet)
+        fprintf(stderr, "inject: %lld stages are given\n", (long long)h->replaced);
+}
+
 /* Plans, opens the output, runs, writes. */
 static void run_flow(job *j, flow *f, void (*prepare)(job *j))
 {
@@ -1236,8 +1329,13 @@ static void run_flow(job *j, flow *f, void (*prepare)(job *j))
     double start = now();
     struct progress p = { .terminal = isatty(2), .last_line = start };
     arena a = arena_new(bytes);
-    if (j->dump_dir)
-        dump_check(j->dump_dir);
+    check_hooks(j);
+    if (j->hooks && j->hooks->dump_dir)
+        dump_check(j->hooks->dump_dir);
+    if (j->hooks && j->hooks->truth) {
+        j->hooks->judge = judge_new(j->class, j->verbose, j->json);
+        j->hooks->judged = allocate((size_t)j->hooks->truth->count, sizeof *j->hooks->judged);
+    }
     if (prepare)
         prepare(j);
     run r = run_of(j, &a);
@@ -1255,6 +1353,7 @@ static void run_flow(job *j, flow *f, void (*prepare)(job *j))
     if (!j->quiet && o)
         fprintf(stderr, "%s: %lld frame%s of %lld x %lld, %.1f s\n", j->out, (long long)out.frames,
                 out.frames == 1 ? "" : "s", (long long)out.w, (long long)out.h, now() - start);
+    j->code = j->hooks ? hooks_end(j->hooks) : DONE;
     arena_free(&a);
 }
 
@@ -1478,11 +1577,17 @@ static void fit_pictures(job *j)
 
 static const char frames_out[] = "-o NAME.y4m, -o NAME-%04d.ppm or -o - (Y4M to standard output)";
 
-/* Somewhere for the result to go; a run for its dumps alone is one, too. */
+/* Somewhere for the result to go; a run for its dumps or its verdict alone is one, too. */
 static void need_output(const job *j, const char *what)
 {
-    if (!j->dump_dir)
+    bool looked_at = j->hooks && (j->hooks->dump_dir || j->hooks->truth);
+    if (!looked_at)
         need(j->out, "--output", what);
+    if (j->hooks && j->hooks->stop_after && (!looked_at || j->out))
+        die(BAD_INPUT, "--stop-after: got %s, expected --dump or --check and no -o, since there will be no frames",
+            j->out ? "-o" : "neither --dump nor --check");
+    if (j->hooks && j->hooks->ngiven && j->tea_threshold != 0)
+        die(BAD_INPUT, "--inject: not together with --teacache, which decides by every stage; leave one out");
 }
 
 /* ruyi -m MODEL -i START.ppm [-e END.ppm] -o OUT: predict_i2v.py. A wrong option dies at once, a wrong tensor while the
@@ -1699,6 +1804,63 @@ static void command_info(job *j)
     }
 }
 
+/* ---------------------------------------------------------------- commands: check
+ *
+ * A case is a folder with a command line (args, its paths relative to the folder) and what the run's stages should be
+ * (expected.safetensors). Running it with --check judges every stage for itself: it is computed from the case's own
+ * inputs, so that the first stage that differs is the one at fault. Each case has a process of its own, since a run
+ * keeps what it has opened until it ends.
+ */
+
+static int run_program(int argc, char **argv);
+
+/* Runs one case, in this process, from its folder. */
+static int check_case(const job *j, const char *folder)
+{
+    char line[4096] = "", *argv[128] = { (char *)"ruyi" };
+    char *path = text_of("%s/args", folder);
+    FILE *f = fopen(path, "r");
+    if (!f || !fgets(line, sizeof line, f) || chdir(folder))
+        die(BAD_INPUT, "%s: got no case there, expected a folder with args and expected.safetensors; for another run "
+            "give its command line with --check", folder);
+    fclose(f);
+    const char *const more[] = { "-q", "--check", "expected.safetensors", j->verbose ? "-v" : NULL,
+                                 j->json ? "--json" : NULL, j->class ? "--class" : NULL, j->class };
+    int argc = 1;
+    for (char *word = strtok(line, " \n"); word && argc < 120; word = strtok(NULL, " \n"))
+        argv[argc++] = word;
+    for (int i = 0; i < 7; i++)
+        if (more[i])
+            argv[argc++] = (char *)(uintptr_t)more[i];
+    return run_program(argc, argv);
+}
+
+/* ruyi check CASE ...: the worst exit code of all. */
+static void command_check(job *j)
+{
+    int count[2] = { 0 };
+    if (!j->nfiles)
+        die(BAD_INPUT, "check: expected one or more folders: ruyi check tests/golden/cases/*");
+    for (int i = 0; i < j->nfiles; i++) {
+        if (!j->json)
+            printf("%s: ", j->files[i]);
+        fflush(stdout);
+        pid_t child = fork();
+        if (child < 0)
+            die(SYSTEM_ERROR, "check: a new process: %s", strerror(errno));
+        if (child == 0)
+            exit(check_case(j, j->files[i]));
+        int status = 0;
+        while (waitpid(child, &status, 0) < 0 && errno == EINTR)
+            ;
+        int code = WIFEXITED(status) ? WEXITSTATUS(status) : SYSTEM_ERROR;
+        count[code != DONE]++;
+        j->code = code > j->code ? code : j->code;
+    }
+    if (!j->json && j->nfiles > 1)
+        printf("%d passed, %d failed\n", count[0], count[1]);
+}
+
 /* ---------------------------------------------------------------- commands: bench
  *
  * A case is its name: linear.MxNxK, linear_bf16.MxNxK, attention.HEADSxQUERIESxKEYSxWIDTH, conv3d.C.TxHxW (causal
@@ -1869,16 +2031,17 @@ static void command_bench(job *j)
 #define FOR(command) (1u << (command))
 #define RUNS (FOR(GENERATE) | FOR(ENCODE) | FOR(DECODE) | FOR(CLIP))
 #define MODELS (RUNS | FOR(INFO) | FOR(BENCH))
+#define JUDGES (FOR(COMPARE) | FOR(CHECK))
 #define CLIPS (FOR(GENERATE) | FOR(INFO))       /* info plans the clip that generate would make */
 
 /* In the order of `command`; --help and --version are options. */
-static const char *const command_names[] = { "generate", "encode", "decode", "clip", "info", "compare", "bench" };
-enum { COMMANDS = 7 };
+static const char *const command_names[] = { "generate", "encode", "decode", "clip", "info", "compare", "check", "bench" };
+enum { COMMANDS = 8 };
 
 typedef enum {
     O_MODEL, O_IMAGE, O_END, O_LATENTS, O_OUTPUT, O_SIZE, O_RESOLUTION, O_FRAMES, O_LONG, O_CAMERA, O_MOTION, O_STEPS,
-    O_CFG, O_SEED, O_SCHEDULER, O_LORA, O_TEACACHE, O_ENHANCE, O_DUMP, O_FILTER, O_UNKNOWN, O_CLASS, O_JSON, O_QUIET,
-    O_VERBOSE, O_HELP, O_VERSION, OPTIONS
+    O_CFG, O_SEED, O_SCHEDULER, O_LORA, O_TEACACHE, O_ENHANCE, O_DUMP, O_FILTER, O_INJECT, O_STOP, O_CHECK, O_UNKNOWN,
+    O_CLASS, O_JSON, O_QUIET, O_VERBOSE, O_HELP, O_VERSION, OPTIONS
 } option_id;
 
 static const struct {
@@ -1906,11 +2069,15 @@ static const struct {
     [O_ENHANCE] = { "enhance-a-video", 0, "W[,START,END]", CLIPS, "strengthen attention between frames (1,0,0)" },
     [O_DUMP] = { "dump", 0, "FOLDER", RUNS | FOR(INFO), "write every stage as FOLDER/NAME.safetensors" },
     [O_FILTER] = { "dump-filter", 0, "GLOB", RUNS, "only stages whose name matches; repeatable" },
+    [O_INJECT] = { "inject", 0, "PATH[:GLOB]", RUNS,
+                   "stages are taken from a file or folder, not computed; repeatable" },
+    [O_STOP] = { "stop-after", 0, "STAGE", RUNS, "end there, and compute only what it needs" },
+    [O_CHECK] = { "check", 0, "GOLDEN", RUNS, "compare every stage, computed from GOLDEN's own inputs" },
     [O_UNKNOWN] = { "allow-unknown", 0, NULL, MODELS, "ignore tensors that the configuration has no place for" },
-    [O_CLASS] = { "class", 0, "WORD", FOR(COMPARE), "limits of fp64 fp32 fp16 bf16 (this build's)" },
-    [O_JSON] = { "json", 0, NULL, FOR(COMPARE), "one JSON document instead of lines" },
+    [O_CLASS] = { "class", 0, "WORD", RUNS | JUDGES, "limits of fp64 fp32 fp16 bf16 (this build's)" },
+    [O_JSON] = { "json", 0, NULL, RUNS | JUDGES, "one JSON document instead of lines" },
     [O_QUIET] = { "quiet", 'q', NULL, RUNS, "no progress" },
-    [O_VERBOSE] = { "verbose", 'v', NULL, RUNS | FOR(INFO) | FOR(COMPARE), "more: memory, every tensor" },
+    [O_VERBOSE] = { "verbose", 'v', NULL, RUNS | FOR(INFO) | JUDGES, "more: memory, every tensor" },
     [O_HELP] = { "help", 'h', NULL, ~0u, "this text" },
     [O_VERSION] = { "version", 0, NULL, ~0u, "the version" },
 };
@@ -1925,6 +2092,7 @@ static void print_help(void)
            "  ruyi clip    -m MODEL -i PICTURE.ppm -o TOKENS.safetensors     what the image tower sees\n"
            "  ruyi info    MODEL | FILE.safetensors                          what is in it, what a run needs\n"
            "  ruyi compare GOLDEN MINE                                       tensor by tensor: files or folders\n"
+           "  ruyi check   CASE ...                                          stage by stage, each from the case's inputs\n"
            "  ruyi bench   [CASE ...]                                        time of the kernels on this machine\n\n"
            "Options\n",
            RUYI_VERSION, sizeof(real) == sizeof(float) ? "float32" : "float64");
@@ -2061,6 +2229,36 @@ static void read_pictures(job *j, const char *path, bool end)
     *count += images_read(path, (end ? j->end : j->start) + *count, most - *count);
 }
 
+/* The hooks of the job, from the first option on that wants some. */
+static hooks *hooks_of(job *j)
+{
+    if (!j->hooks)
+        j->hooks = allocate(1, sizeof *j->hooks);
+    j->hooks->filters = j->filters;
+    j->hooks->given = j->injections;
+    return j->hooks;
+}
+
+static void add_filter(job *j, const char *glob)
+{
+    hooks *h = hooks_of(j);
+    if (h->nfilters == (int)(sizeof j->filters / sizeof *j->filters))
+        die(BAD_INPUT, "--dump-filter: more than %d filters", h->nfilters);
+    j->filters[h->nfilters++] = glob;
+}
+
+/* "PATH[:GLOB]". A path that exists as it stands has no glob. */
+static void add_injection(job *j, const char *text)
+{
+    hooks *h = hooks_of(j);
+    const char *colon = access(text, F_OK) == 0 ? NULL : strrchr(text, ':');
+    char *path = text_of("%.*s", (int)(colon ? colon - text : (long)strlen(text)), text);
+    if (h->ngiven == MAX_FILES)
+        die(BAD_INPUT, "--inject: more than %d", MAX_FILES);
+    j->injections[h->ngiven++] = (injection){ pack_open(path), colon ? colon + 1 : "*" };
+    free(path);
+}
+
 /* Writes one option into the job. The last one wins where an option holds one value. */
 static void apply(job *j, option_id id, const char *value)
 {
@@ -2089,12 +2287,11 @@ static void apply(job *j, option_id id, const char *value)
         read_triple(name, value, &j->enhance_weight, &j->enhance_start, &j->enhance_end);
         j->enhance = true;
         break;
-    case O_DUMP: j->dump_dir = value; break;
-    case O_FILTER:
-        if (j->nfilters == (int)(sizeof j->filters / sizeof *j->filters))
-            die(BAD_INPUT, "--dump-filter: more than %d filters", j->nfilters);
-        j->filters[j->nfilters++] = value;
-        break;
+    case O_DUMP: hooks_of(j)->dump_dir = value; break;
+    case O_FILTER: add_filter(j, value); break;
+    case O_INJECT: add_injection(j, value); break;
+    case O_STOP: hooks_of(j)->stop_after = value; break;
+    case O_CHECK: hooks_of(j)->truth = pack_open(value); break;
     case O_UNKNOWN: j->allow_unknown = true; break;
     case O_CLASS: j->class = value; break;
     case O_JSON: j->json = true; break;
@@ -2177,12 +2374,12 @@ static void read_options(job *j, int argc, char **argv)
             return;
         }
     j->command = argc == 1 ? HELP : find_command(rest, nrest);
-    room = j->command == COMPARE ? 2 : j->command == INFO ? 1 : j->command == BENCH ? MAX_FILES : 0;
+    room = j->command == COMPARE ? 2 : j->command == INFO ? 1 : j->command == BENCH || j->command == CHECK ? INT_MAX : 0;
     if (nrest - skip > room)
         die(BAD_INPUT, "%s: got one word too many for %s; pictures are given with -i, the output with -o",
             rest[skip + room], j->command == HELP ? "help" : command_names[j->command]);
-    for (int i = skip; i < nrest; i++)
-        j->files[j->nfiles++] = rest[i];
+    j->files = rest + skip;
+    j->nfiles = nrest - skip;
     for (int i = 0; i < n; i++) {
         if (!(options[list[i].id].commands & FOR(j->command)))
             die(BAD_INPUT, "--%s: not an option of %s; ruyi --help lists them", options[list[i].id].name,
@@ -2191,10 +2388,9 @@ static void read_options(job *j, int argc, char **argv)
     }
     if (j->frames > 120 && !j->long_clip)
         die(BAD_INPUT, "--frames: got %lld, expected 1 to 120; --long allows more", (long long)j->frames);
-    if (j->nfilters && !j->dump_dir)
+    if (j->hooks && j->hooks->nfilters && !j->hooks->dump_dir)
         die(BAD_INPUT, "--dump-filter: got no --dump, expected a folder to write to; give --dump FOLDER");
     free(list);
-    free(rest);
 }
 
 /* ---------------------------------------------------------------- main
@@ -2223,14 +2419,14 @@ static void catch_signals(void)
     sigaction(SIGXFSZ, &ignore, NULL);
 }
 
-/* Exit codes are ruyi.h's. Standard output is flushed here, so that a full disk is an error and not a short listing. */
-int main(int argc, char **argv)
+/* One command line, from options to exit code; ruyi.h has the codes. Standard output is flushed here, so that a full
+ * disk is an error and not a short listing. */
+static int run_program(int argc, char **argv)
 {
-    static job all = { .resolution = 512, .frames = 120, .steps = 25, .camera = "auto", .motion = "auto", .cfg = 7,
-                       .seed = 42, .scheduler = DDIM, .tea_start = 3, .tea_end = 1 };
-    job *j = &all;          /* static, so that what lives as long as the program stays reachable */
-    int code = DONE;
-    catch_signals();
+    static job all;         /* static, so that what lives as long as the program stays reachable */
+    job *j = &all;
+    *j = (job){ .resolution = 512, .frames = 120, .steps = 25, .camera = "auto", .motion = "auto", .cfg = 7, .seed = 42,
+                .scheduler = DDIM, .tea_start = 3, .tea_end = 1 };
     read_options(j, argc, argv);
     switch (j->command) {
     case GENERATE: command_generate(j); break;
@@ -2238,10 +2434,11 @@ int main(int argc, char **argv)
     case DECODE: command_decode(j); break;
     case CLIP: command_clip(j); break;
     case INFO: command_info(j); break;
+    case CHECK: command_check(j); break;
     case COMPARE:
         if (j->nfiles != 2)
             die(BAD_INPUT, "compare: expected two files or folders: ruyi compare GOLDEN MINE");
-        code = compare(j->files[0], j->files[1], j->class, j->verbose, j->json);
+        j->code = compare(j->files[0], j->files[1], j->class, j->verbose, j->json);
         break;
     case BENCH: command_bench(j); break;
     case HELP: print_help(); break;
@@ -2249,5 +2446,11 @@ int main(int argc, char **argv)
     }
     if (fflush(stdout) || ferror(stdout))
         die(SYSTEM_ERROR, "standard output: %s", strerror(errno));
-    return code;
+    return j->code;
+}
+
+int main(int argc, char **argv)
+{
+    catch_signals();
+    return run_program(argc, argv);
 }

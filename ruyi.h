@@ -202,31 +202,50 @@ void output_close(output *o);
 void output_check(const char *path);                /* dies when no file can be made there */
 void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *planes);     /* 4:2:0, full range BT.601 */
 
-/* Looking inside. What a stage needs besides its inputs: */
-typedef struct run {
-    arena *arena;
-    const char *dump_dir;       /* NULL: no dumps */
-    bool keep_rows;             /* guidance rows are run together, because a dump shows them together */
-    const char *const *filters; int nfilters;       /* globs of the names to dump; none: all */
-    int verbosity;              /* 0 quiet, 1 progress, 2 more */
-    struct progress *progress;
-} run;
-typedef enum { AS_IS, CHANNELS_FIRST, ROWS_CHANNELS_FIRST } layout; /* [...C] -> [C...]; [B][...C] -> [B][C...] */
-void dump(const run *r, tensor x, layout order, const char *name, ...) PRINTF(4, 5);
-void dump_data(const run *r, const void *data, dtype type, shape s, const char *name, ...) PRINTF(5, 6);
-void dump_check(const char *folder);                /* makes the folder, or dies early */
-
 /* Comparing. A pack: the tensors of a file, of a folder of files, or of a golden case, in the order of computing. */
 typedef struct { const st_tensor *tensor; const safetensors *file; } pack_entry;
 typedef struct { safetensors **files; int nfiles; pack_entry *entries; int64_t count; } pack;
 pack *pack_open(const char *path);                  /* dies: unreadable, or a name twice */
-const st_tensor *pack_find(const pack *p, const char *name);        /* NULL: none */
+const pack_entry *pack_find(const pack *p, const char *name);       /* NULL: none */
 void pack_close(pack *p);
 typedef struct judge judge;                         /* a running comparison */
 judge *judge_new(const char *class, int verbosity, bool as_json);   /* fp64 fp32 fp16 bf16, NULL: this build's; 1: prints all */
-void judge_pair(judge *j, const st_tensor *golden, const safetensors *from, const st_tensor *mine); /* from: floors; mine NULL: missing */
+bool judge_pair(judge *j, const st_tensor *golden, const safetensors *from, const st_tensor *mine); /* from: floors; mine NULL: missing. False: another shape */
 int judge_end(judge *j, const char *golden, const char *mine, int64_t extra);   /* prints the verdict; DONE or DIFFERS */
 int compare(const char *golden, const char *mine, const char *class, bool all, bool as_json);  /* an exit code */
+
+/* Reaching into a run. Every stage has a name; under it the stage's tensor can be replaced, written and judged. */
+typedef struct {
+    const char *dump_dir;       /* stages are written there; NULL: no dumps */
+    const char *const *filters; int nfilters;       /* globs of the names to write; none: all */
+    const struct injection *given; int ngiven;      /* tensors that take the place of stages */
+    int64_t replaced;           /* stages that the plan found among them */
+    const char *stop_after;     /* the run ends when this stage is done; NULL: at its own end */
+    bool stop_known;            /* the plan came by it */
+    const pack *truth;          /* what stages should be (check); NULL: nothing is judged */
+    judge *judge;
+    bool *judged;               /* [truth->count] */
+} hooks;
+typedef struct injection { const pack *from; const char *glob; } injection;     /* the names of it that are meant */
+
+/* What a stage needs besides its inputs. */
+typedef struct run {
+    arena *arena;
+    hooks *hooks;               /* NULL: nobody looks. Else guidance rows are run together, as stages show them */
+    int verbosity;              /* 0 quiet, 1 progress, 2 more */
+    struct progress *progress;
+} run;
+typedef enum { AS_IS, CHANNELS_FIRST, ROWS_CHANNELS_FIRST } layout; /* [...C] -> [C...]; [B][...C] -> [B][C...] */
+/* Before a stage: may it be skipped? After it: what is to be done with what it made. */
+bool is_given(const run *r, const char *name, ...) PRINTF(2, 3);
+bool given(const run *r, tensor x, layout order, const char *name, ...) PRINTF(4, 5);
+bool given_bytes(const run *r, unsigned char *bytes, shape s, const char *name);
+bool stops_at(const run *r, const char *glob);
+int stop_numbers(const run *r, const char *format, ...);
+int hooks_end(const hooks *h);                      /* the verdict of check, if there is one: an exit code */
+void dump(const run *r, tensor x, layout order, const char *name, ...) PRINTF(4, 5);
+void dump_data(const run *r, const void *data, dtype type, shape s, const char *name, ...) PRINTF(5, 6);
+void dump_check(const char *folder);                /* makes the folder, or dies early */
 
 /* ---------------------------------------------------------------- tensor.c: memory, arithmetic, random numbers */
 
@@ -407,13 +426,16 @@ typedef struct {
     int64_t cached;             /* calls that used the cache */
     tensor last, residual;      /* [B][N][D] block 0's modulated input, and norm_out's output - patch tokens */
 } tea_cache;
-/* Enhance-A-Video. on: this call scales attn1's output. */
-typedef struct { bool enabled; double weight; int64_t skip_start, skip_end, steps, count; } enhance;
+/* Enhance-A-Video scales attn1's output in calls skip_start .. steps - skip_end - 1 (public: EnhanceAVideoParameters). */
+typedef struct { bool enabled; double weight; int64_t skip_start, skip_end, steps; } enhance;
 
 /* latents [F][h][w][Z], inpaint [F][h][w][2 Z], timestep t, image tokens (c.image or c.padding), call's index for dump
  * names -> [B][F][h][w][out_channels] */
 tensor dit_forward(const run *r, const dit *d, const dit_condition *c, tensor latents, tensor inpaint, double t,
-                   bool see_image, int64_t call, tea_cache *tea, enhance *eav);
+                   bool see_image, int64_t call, tea_cache *tea, const enhance *eav);
+
+/* Whether a call looks at latents and inpaint: no stage that is given comes between. */
+bool dit_sees_latents(const run *r, const dit *d, int64_t call);
 
 /* A measurement: one block of the published size on n random tokens, one guidance row. */
 void *bench_block_new(arena *a, int64_t n);

@@ -16,7 +16,9 @@
  * instruction set, the number of threads or the size of a tile. -ffp-contract=off keeps a*b+c two roundings; where
  * one rounding is meant, the text says fma.
  */
+#ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE     /* madvise */
+#endif
 #include "ruyi.h"
 
 #include <math.h>

@@ -26,6 +26,7 @@
 #include "ruyi.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -466,7 +467,10 @@ typedef struct {
     tensor *caches;             /* cached decoding: one per causal convolution, in the order of their calls */
     int next_cache;
     int *slice;                 /* slices done in the whole pass, tiles and all, for dump names */
+    int64_t first;              /* stage of the slice that is the first to be there; before it, `skipping` */
+    bool skipping;
 } pass;
+enum { STAGE_NAME = 64 };
 
 /* y [T'][H'][W'][Cout] = a causal 3 x 3 x 3 convolution of x [T][H][W][Cin]; s has its stride and padding in space, the
  * slice has the padding in time. The public code keeps prev_features in every CausalConv3d (common.py); here
@@ -673,21 +677,62 @@ static tensor head(pass *p, tensor x)
  *     vae.enc.conv_in.sNN   vae.enc.down.LEVEL.sNN   vae.enc.mid.sNN   vae.enc.out.sNN
  *     vae.dec.conv_in.sNN   vae.dec.mid.sNN          vae.dec.up.LEVEL.sNN   vae.dec.out.sNN */
 
+/* The name of stage k of slice s: 0 conv_in, then the levels and mid, or mid and the levels, then out. */
+static void stage_name(const pass *p, int64_t k, int s, char name[STAGE_NAME])
+{
+    int64_t levels = p->c->levels, mid = p->decode ? 1 : levels + 1;
+    const char *half = p->decode ? "dec" : "enc", *word = k == 0 ? "conv_in" : k == mid ? "mid" : "out";
+    if (k == 0 || k == mid || k == levels + 2)
+        snprintf(name, STAGE_NAME, "vae.%s.%s.s%02d", half, word, s);
+    else
+        snprintf(name, STAGE_NAME, "vae.%s.%s.%d.s%02d", half, p->decode ? "up" : "down", (int)(k - 1 - p->decode), s);
+}
+
+/* Decides what of slice s need not be computed: what comes before the last stage that is given, or all, where the run is
+ * to end in a later slice; but nothing with caches, which the next slice needs. What is skipped is planned: its stages
+ * have their shapes and no data. */
+static void skip_stages(pass *p, int s)
+{
+    char name[STAGE_NAME];
+    int64_t stages = p->c->levels + 3;
+    int end = 0;
+    stop_numbers(p->r, p->decode ? "vae.dec.%*[^s]s%d" : "vae.enc.%*[^s]s%d", &end);
+    p->first = end > s ? stages : 0;
+    for (int64_t k = stages; k > 0 && !p->first; k--) {
+        stage_name(p, k - 1, s, name);
+        p->first = is_given(p->r, "%s", name) ? k - 1 : 0;
+    }
+    if (p->a->planning || p->time == PAD_CACHE_FIRST || p->time == PAD_CACHE_NEXT)
+        p->first = 0;
+    p->skipping = p->first > 0;
+    p->a->planning |= p->skipping;
+}
+/* Ends stage k of slice s. Where the stage is given, x becomes it. */
+static tensor slice_stage(pass *p, tensor x, int64_t k, int s)
+{
+    char name[STAGE_NAME];
+    stage_name(p, k, s, name);
+    if (p->skipping && p->first == k) {
+        p->skipping = p->a->planning = false;
+        arena_reset(p->a, p->floor);
+        x = tensor_new(p->a, tensor_shape(x));
+    }
+    given(p->r, x, CHANNELS_FIRST, "%s", name);
+    dump(p->r, x, CHANNELS_FIRST, "%s", name);
+    return x;
+}
+
 /* Encoder.single_forward: pixels [T][H][W][3] -> [F][h][w][2 Z] before quant_conv. */
 static tensor encode_slice(pass *p, tensor pixels)
 {
     int s = (*p->slice)++;
+    skip_stages(p, s);
     tensor x = causal_conv(p, pixels, p->k->conv_in);                       /* [T][H][W][c0] */
-    dump(p->r, x, CHANNELS_FIRST, "vae.enc.conv_in.s%02d", s);
-    for (int64_t i = 0; i < p->c->levels; i++) {
-        x = run_level(p, x, i);                                             /* in the end [F][h][w][cL] */
-        dump(p->r, x, CHANNELS_FIRST, "vae.enc.down.%d.s%02d", (int)i, s);
-    }
-    x = mid_block(p, x);
-    dump(p->r, x, CHANNELS_FIRST, "vae.enc.mid.s%02d", s);
-    x = head(p, x);                                                         /* [F][h][w][2 Z] */
-    dump(p->r, x, CHANNELS_FIRST, "vae.enc.out.s%02d", s);
-    return x;
+    x = slice_stage(p, x, 0, s);
+    for (int64_t i = 0; i < p->c->levels; i++)
+        x = slice_stage(p, run_level(p, x, i), 1 + i, s);                   /* in the end [F][h][w][cL] */
+    x = slice_stage(p, mid_block(p, x), 1 + p->c->levels, s);
+    return slice_stage(p, head(p, x), 2 + p->c->levels, s);                 /* [F][h][w][2 Z] */
 }
 
 /* Decoder.single_forward: z [before + count + after][h][w][Z] -> [T][H][W][3]. conv_in and mid_block see the
@@ -695,18 +740,14 @@ static tensor encode_slice(pass *p, tensor pixels)
 static tensor decode_slice(pass *p, tensor z, int64_t before, int64_t count)
 {
     int s = (*p->slice)++;
+    skip_stages(p, s);
     tensor x = causal_conv(p, z, p->k->conv_in);                            /* [before + count + after][h][w][cL] */
-    dump(p->r, x, CHANNELS_FIRST, "vae.dec.conv_in.s%02d", s);
-    x = mid_block(p, x);
-    dump(p->r, x, CHANNELS_FIRST, "vae.dec.mid.s%02d", s);
+    x = slice_stage(p, x, 0, s);
+    x = slice_stage(p, mid_block(p, x), 1, s);
     x = arena_return(p->a, p->floor, tensor_part(x, before, count));        /* [count][h][w][cL] */
-    for (int64_t i = 0; i < p->c->levels; i++) {
-        x = run_level(p, x, i);                                             /* in the end [T][H][W][c0] */
-        dump(p->r, x, CHANNELS_FIRST, "vae.dec.up.%d.s%02d", (int)i, s);
-    }
-    x = head(p, x);                                                         /* [T][H][W][3] */
-    dump(p->r, x, CHANNELS_FIRST, "vae.dec.out.s%02d", s);
-    return x;
+    for (int64_t i = 0; i < p->c->levels; i++)
+        x = slice_stage(p, run_level(p, x, i), 2 + i, s);                   /* in the end [T][H][W][c0] */
+    return slice_stage(p, head(p, x), 2 + p->c->levels, s);                 /* [T][H][W][3] */
 }
 
 /* ---------------------------------------------------------------- a whole video of one tile */
@@ -738,7 +779,9 @@ static tensor code(const run *r, const vae *v, bool decode, tensor in, int *slic
         p.time = s.time;
         p.next_cache = 0;
         tensor x = decode ? decode_slice(&p, part, s.before, s.count) : encode_slice(&p, part);
-        tensor_copy(tensor_part(out, done, x.dim[0]), decode ? x : linear(a, x, p.k->quant));
+        if (!p.skipping)
+            tensor_copy(tensor_part(out, done, x.dim[0]), decode ? x : linear(a, x, p.k->quant));
+        a->planning = a->planning && !p.skipping;
         done += x.dim[0];
         arena_reset(a, p.floor);
         progress(r, decode ? "decode" : "encode", s.first + s.count, total);
@@ -931,6 +974,11 @@ tensor vae_encode(const run *r, const vae *v, tensor pixels)
 {
     int64_t size = v->config.tile_sample_min_size;
     bool tiled = v->config.tile_encoder && (pixels.dim[1] > size || pixels.dim[2] > size);
+    if (is_given(r, "vae.moments")) {
+        tensor moments = tensor_new(r->arena, output_shape(&v->config, false, pixels));
+        given(r, moments, CHANNELS_FIRST, "vae.moments");
+        return moments;
+    }
     return tiled ? code_tiles(r, v, false, pixels) : code(r, v, false, pixels, &(int){ 0 });
 }
 
