@@ -57,7 +57,10 @@ demo: ruyi
 	@echo "Watch it:    ffplay -loop 0 out.y4m        (or mpv, VLC)"
 	@echo "Convert it:  ffmpeg -i out.y4m out.mp4     or a frame each: ffmpeg -i out.y4m frame-%04d.png"
 
-test: ruyi ruyi64 build/unit build/unit64
+build/controls: tests/controls.c build/float/io.o build/float/tensor.o ruyi.h Makefile
+	$(CC) $(FLAGS) $(filter %.c %.o,$^) -lm -o $@
+
+test: ruyi ruyi64 build/unit build/unit64 build/controls
 	tests/run.sh
 
 # Times beside PyTorch (PYTHON=a Python that has it) and OpenBLAS (if installed). Says what is missing; never fails.

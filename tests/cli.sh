@@ -647,18 +647,19 @@ tensors '{"a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}' "$one$two" >"
 tensors '{"a":{"dtype":"I32","shape":[2],"data_offsets":[0,8]}}' "$one$two" >"$in/integers"
 printf '\002\000\000\000\000\000\000\000{}' >"$in/none"
 mkdir "$in/folder" "$in/hollow" && cp "$in/a" "$in/folder/a.safetensors" && cp "$in/b" "$in/folder/b.safetensors"
-compares() {            # NAME CODE PATTERN GOLDEN MINE: one line on standard output
+compares() {            # NAME CODE PATTERN GOLDEN MINE: the verdict is the last line; only what differs has more
     clean
     call compare "$4" "$5"
-    equal "$1" "$2 1" "$status $(wc -l <"$tmp/stdout" | tr -d ' ')"
-    matches "$1, says so" "$3" "$(cat "$tmp/stdout")"
+    equal "$1" "$2" "$status"
+    [ "$2" -ne 0 ] || equal "$1, in one line" 1 "$(wc -l <"$tmp/stdout" | tr -d ' ')"
+    matches "$1, says so" "$3" "$(tail -n 1 "$tmp/stdout")"
 }
 compares "compare: same" 0 'same: 1 tensor' "$in/a" "$in/a"
 compares "compare: file and folder" 0 'same: 2 tensors' "$in/both" "$in/folder"
 compares "compare: more in the second" 0 'same: 1 tensor*1 only in' "$in/a" "$in/both"
 compares "compare: other numbers" 1 'differs first: a*1 of 1 tensor' "$in/a" "$in/differs"
 compares "compare: one missing" 1 'differs first: b*nothing' "$in/both" "$in/a"
-compares "compare: NaN in the second" 1 'a:*1 not finite' "$in/a" "$in/nan"
+compares "compare: NaN in the second" 1 'a: rel-L2 nan*expected 2, got nan' "$in/a" "$in/nan"
 compares "compare: NaN in the first" 1 'a' "$in/nan" "$in/a"
 compares "compare: NaN in both" 1 'a' "$in/nan" "$in/nan"
 compares "compare: another shape" 1 'a*1, 2*2' "$in/a" "$in/shape"
@@ -673,9 +674,13 @@ fails "compare: no such golden file" 2 'missing*No such file' compare missing "$
 fails "compare: a file that is none" 2 '1.ppm*rule' compare "$in/a" "$in/1.ppm"
 fails "compare: one name" 2 'compare*two' compare "$in/a"
 fails "compare: three names" 2 'word too many' compare "$in/a" "$in/a" "$in/a"
-fails "compare: unknown class" 2 'class*fp16*fp32' compare --class fp16 "$in/a" "$in/a"
+fails "compare: unknown class" 2 'class*fp8*fp32' compare --class fp8 "$in/a" "$in/a"
 clean; call compare -v "$in/both" "$in/folder"
 equal "compare -v: a line a tensor, and the sum" 3 "$(wc -l <"$tmp/stdout" | tr -d ' ')"
+clean; call compare "$in/a" "$in/differs"
+matches "compare: the measures of what differs" 'rel-L2*slice*element*bias*ulps of fp32*cosine' "$(cat "$tmp/stdout")"
+clean; call compare --json --class bf16 "$in/a" "$in/differs"
+matches "compare --json" '{"same":false,"class":"bf16",*"first":"a"*"measures":*}' "$(cat "$tmp/stdout")"
 
 # ---------------------------------------------------------------- info, help, version
 

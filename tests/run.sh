@@ -29,6 +29,7 @@ part "units, float64" build/unit64
 part "golden cases, float32" tests/golden.sh ./ruyi tests/golden/cases/* tests/golden/extra/cases/*
 part "golden cases, float64" tests/golden.sh ./ruyi64 tests/golden/cases/* tests/golden/extra/cases/*
 part "command line" tests/cli.sh ./ruyi
+part "controls of compare" build/controls ./ruyi
 part "identity" tests/identity.sh ./ruyi
 echo "$passed passed, $failed failed$([ "$skipped" -gt 0 ] && echo ", $skipped skipped")"
 [ "$failed" -eq 0 ]
