@@ -2357,7 +2357,10 @@ typedef struct {
     double ulps;                        /* the largest error in ulps */
     uint64_t differing, pixels;         /* elements; frames: runs of 3 with one that differs */
     uint64_t odd_golden, odd_mine;      /* not finite; their terms are left out of the sums */
-    uint64_t first_odd;                 /* the first place where one of both is not; UINT64_MAX: none */
+} totals;
+typedef struct {
+    totals all;
+    uint64_t first_odd;                 /* the first place where one of both is not finite; UINT64_MAX: none */
     uint64_t bins[BINS];                /* errors in ulps: none, or below 1/256; then from 2^-8 on, the last open */
     double largest[2048];               /* by the exponent of a: the largest |d|, and the first place that has it */
     uint64_t place[2048];
@@ -2397,12 +2400,14 @@ static void load(const st_tensor *t, uint64_t first, int64_t n, double *out)
     }
 }
 
-/* Adds an error of m to the histogram: the first bits of a double are its octave and the eighth within it. */
-static inline void count_ulps(tally *t, double m)
+/* The first bits of a double are its octave and the eighth within it: so is the histogram divided, from 2^-8 on. */
+static const int64_t first_bin = (1023 - 8) * OCTAVE - 1;
+
+static inline int64_t bin_of(double ulps)
 {
-    const uint64_t base = (uint64_t)(1023 - 8) * OCTAVE;
-    uint64_t bin = double_to_bits(m) >> 49;
-    t->bins[bin < base ? 0 : bin - base >= BINS - 1 ? BINS - 1 : bin - base + 1]++;
+    int64_t bin = (int64_t)(double_to_bits(ulps) >> 49) - first_bin;
+    bin = bin < 0 ? 0 : bin;
+    return bin < BINS ? bin : BINS - 1;
 }
 
 /* The p-th part of all elements has at most this error: the lower end of its bin, exact for whole ulps up to 16. */
@@ -2411,34 +2416,39 @@ static double percentile(const tally *t, double p)
     uint64_t count = 0, seen = 0, k = 0;
     for (int i = 0; i < BINS; i++) count += t->bins[i];
     while (k < BINS - 1 && (double)(seen += t->bins[k]) < p * (double)count) k++;
-    return k == 0 ? 0 : double_from_bits((k - 1 + (uint64_t)(1023 - 8) * OCTAVE) << 49);
+    return k == 0 ? 0 : double_from_bits((k + (uint64_t)first_bin) << 49);
 }
 
-/* Adds n elements a, b from `first` on; leaves d^2 and a^2 for the slices. */
+/* Adds n elements a, b from `first` on; leaves d^2 and a^2 for the slices. Sums are local here, so that they can be in
+ * registers. */
 static void tally_span(const sweep *p, tally *t, uint64_t first, int64_t n, const double *a, double *b, double *golden2)
 {
+    const uint64_t infinite = 2047;
     bool whole = is_integer(p->golden->type);
+    double scale = p->scale;
+    totals all = t->all;
     for (int64_t i = 0; i < n; i++) {
-        uint64_t at = first + (uint64_t)i, exponent = double_to_bits(a[i]) >> 52 & 2047;
-        double d = b[i] - a[i], x = a[i] * p->scale, y = b[i] * p->scale, e = y - x;
-        if (whole && d == 0 && fabs(x) >= 0x1p53)       /* doubles do not tell these integers apart */
+        uint64_t at = first + (uint64_t)i, exponent = double_to_bits(a[i]) >> 52 & infinite;
+        double d = b[i] - a[i], x = a[i] * scale, y = b[i] * scale, e = y - x;
+        bool odd = exponent == infinite, odd_too = !isfinite(b[i]);
+        b[i] = golden2[i] = 0;
+        if (p->exact && d == 0 && exponent < 1023 + 53) continue;       /* adds nothing that is asked for there */
+        if (whole && d == 0)            /* doubles do not tell integers beyond 2^53 apart */
             d = e = integer(p->golden, at) == integer(p->mine, at) ? 0 : 1;
-        bool odd = !isfinite(a[i]), odd_too = !isfinite(b[i]);
         if (odd || odd_too) {
-            t->odd_golden += odd, t->odd_mine += odd_too;
+            all.odd_golden += odd, all.odd_mine += odd_too, all.differing++;
             if (t->first_odd > at) t->first_odd = at;
-            t->differing++;
-            b[i] = golden2[i] = 0;
             continue;
         }
-        t->differing += d != 0;
-        t->golden2 += x * x, t->mine2 += y * y, t->error2 += e * e, t->error += e, t->product += x * y;
+        double m = fabs(d), ulps = m * p->per_ulp[exponent];
         b[i] = e * e, golden2[i] = x * x;
-        double m = fabs(d);
+        all.golden2 += golden2[i], all.mine2 += y * y, all.error2 += b[i], all.error += e, all.product += x * y;
+        all.differing += d != 0;
+        if (ulps > all.ulps) all.ulps = ulps;
         if (m > t->largest[exponent]) t->largest[exponent] = m, t->place[exponent] = at;
-        count_ulps(t, m * p->per_ulp[exponent]);
-        if (m * p->per_ulp[exponent] > t->ulps) t->ulps = m * p->per_ulp[exponent];
+        t->bins[bin_of(ulps)]++;
     }
+    t->all = all;
 }
 
 /* Takes pages of a file, which are not needed again, out of this process. What needs them all the same reads them anew. */
@@ -2494,7 +2504,7 @@ static void tally_block(const sweep *p, int k, tally *t, double *sums)
         load(p->mine, at, n, b);
         if (p->exact)
             for (int64_t i = 0; i < n; i++)
-                if (a[i] != b[i] && (at + (uint64_t)i) / 3 != last_pixel) last_pixel = (at + (uint64_t)i) / 3, t->pixels++;
+                if (a[i] != b[i] && (at + (uint64_t)i) / 3 != last_pixel) last_pixel = (at + (uint64_t)i) / 3, t->all.pixels++;
         tally_span(p, t, at, n, a, b, golden2);
         if (p->nslices > 0) add_slices(p, &where, sums, n, b, golden2);
     }
@@ -2505,10 +2515,10 @@ static void tally_block(const sweep *p, int k, tally *t, double *sums)
 /* Adds what a later block has found. */
 static void tally_add(tally *t, const tally *u)
 {
-    t->golden2 += u->golden2, t->mine2 += u->mine2, t->error2 += u->error2, t->error += u->error, t->product += u->product;
-    t->differing += u->differing, t->pixels += u->pixels, t->odd_golden += u->odd_golden, t->odd_mine += u->odd_mine;
+    t->all.golden2 += u->all.golden2, t->all.mine2 += u->all.mine2, t->all.error2 += u->all.error2, t->all.error += u->all.error, t->all.product += u->all.product;
+    t->all.differing += u->all.differing, t->all.pixels += u->all.pixels, t->all.odd_golden += u->all.odd_golden, t->all.odd_mine += u->all.odd_mine;
     if (u->first_odd < t->first_odd) t->first_odd = u->first_odd;
-    if (u->ulps > t->ulps) t->ulps = u->ulps;
+    if (u->all.ulps > t->all.ulps) t->all.ulps = u->all.ulps;
     for (int i = 0; i < BINS; i++) t->bins[i] += u->bins[i];
     for (int i = 0; i < 2048; i++)
         if (u->largest[i] > t->largest[i]) t->largest[i] = u->largest[i], t->place[i] = u->place[i];
@@ -2572,7 +2582,7 @@ typedef struct {
 /* The error of the worst slice, and which it is. Where all of GOLDEN is 0, errors are relative to 1. */
 static double worst_slice(verdict *v, const sweep *p, const double *slices)
 {
-    double worst = 0, golden2 = v->seen.golden2;
+    double worst = 0, golden2 = v->seen.all.golden2;
     v->dimension = -1;
     for (int d = 0; d < p->ndim; d++)
         for (int64_t i = 0; p->slices[d] >= 0 && i < p->dim[d]; i++) {
@@ -2587,18 +2597,18 @@ static double worst_slice(verdict *v, const sweep *p, const double *slices)
 static void measure_floats(verdict *v, const sweep *p, const double *slices, double l)
 {
     const tally *t = &v->seen;
-    double n = fmax(1, (double)v->golden->count), length = t->golden2 == 0 ? 1 : sqrt(t->golden2);
-    double rms = t->golden2 == 0 ? 1 : length / sqrt(n) / p->scale, worst = 0;
+    double n = fmax(1, (double)v->golden->count), length = t->all.golden2 == 0 ? 1 : sqrt(t->all.golden2);
+    double rms = t->all.golden2 == 0 ? 1 : length / sqrt(n) / p->scale, worst = 0;
     for (int e = 0; e < 2048; e++) {
         double error = t->largest[e] / fmax(rms, ldexp(1, e - 1023));
         if (error > worst) worst = error, v->at = t->place[e];
     }
     bool odd = t->first_odd != UINT64_MAX;
     if (odd) v->at = t->first_odd;
-    v->measures[REL_L2] = (measure){ "rel-L2", odd ? NAN : sqrt(t->error2) / length, l };
+    v->measures[REL_L2] = (measure){ "rel-L2", odd ? NAN : sqrt(t->all.error2) / length, l };
     v->measures[SLICE] = (measure){ "slice", worst_slice(v, p, slices), in_limits[SLICE] * l };
     v->measures[ELEMENT] = (measure){ "element", odd ? NAN : worst, in_limits[ELEMENT] * l };
-    v->measures[BIAS] = (measure){ "bias", fabs(t->error) / (sqrt(n) * length), l == 1e-7 ? l : in_limits[BIAS] * l };
+    v->measures[BIAS] = (measure){ "bias", fabs(t->all.error) / (sqrt(n) * length), l == 1e-7 ? l : in_limits[BIAS] * l };
     v->count = 4;
 }
 
@@ -2612,7 +2622,7 @@ static void measure_exact(verdict *v, double most, double share)
             worst = t->largest[e], v->at = t->place[e];
     if (t->first_odd != UINT64_MAX) worst = NAN, v->at = t->first_odd;
     v->measures[0] = (measure){ "difference", worst, most };
-    v->measures[1] = (measure){ "changed", (double)t->differing / fmax(1, (double)v->golden->count), share };
+    v->measures[1] = (measure){ "changed", (double)t->all.differing / fmax(1, (double)v->golden->count), share };
     v->count = 2;
 }
 
@@ -2623,7 +2633,7 @@ static void measure_pair(verdict *v, const judge_class *c, json floor, bool tiny
     p.mapped = mapped;
     double *slices = allocate(2 * (size_t)p.nslices, sizeof *slices), most = 0;
     v->seen = run_sweep(&p, slices);
-    bool outside = !v->exact && v->seen.differing > 0 && !(v->seen.golden2 > 1e-250 && v->seen.golden2 < 1e250);
+    bool outside = !v->exact && v->seen.all.differing > 0 && !(v->seen.all.golden2 > 1e-250 && v->seen.all.golden2 < 1e250);
     for (uint64_t i = 0; outside && i < v->golden->count; i++) most = fmax(most, fabs(element(v->golden, i)));
     if (outside && most > 0 && isfinite(most)) {
         p.scale = ldexp(1, (int)fmin(1000, -logb(most)));
@@ -2681,7 +2691,7 @@ static void put_value(FILE *f, const st_tensor *t, uint64_t i, bool strict)
 }
 
 /* What is printed of floats beside the measures. */
-static double cosine(const tally *t) { return t->product / sqrt(t->golden2) / sqrt(t->mine2); }
+static double cosine(const tally *t) { return t->all.product / sqrt(t->all.golden2) / sqrt(t->all.mine2); }
 
 /* What was measured of a tensor, in parts with `between` between them; no end of line. */
 static void put_measures(FILE *f, const verdict *v, const judge_class *c, const char *between)
@@ -2698,14 +2708,14 @@ static void put_measures(FILE *f, const verdict *v, const judge_class *c, const 
             }
         fprintf(f, "%s", between);
     }
-    if (v->exact) fprintf(f, "%" PRIu64 " of %" PRIu64 " elements differ", t->differing, v->golden->count);
+    if (v->exact) fprintf(f, "%" PRIu64 " of %" PRIu64 " elements differ", t->all.differing, v->golden->count);
     if (v->exact && strcmp(v->golden->name, "frames") == 0)
-        fprintf(f, ", %.3g %% of pixels; PSNR %.4g dB", 300 * (double)t->pixels / n, 10 * log10(255 * 255 * n / t->error2));
+        fprintf(f, ", %.3g %% of pixels; PSNR %.4g dB", 300 * (double)t->all.pixels / n, 10 * log10(255 * 255 * n / t->all.error2));
     if (!v->exact)
         fprintf(f, "ulps of %s p50 %.3g, p99 %.3g, max %.3g; cosine %.9g", c->name, percentile(t, 0.5), percentile(t, 0.99),
-                t->ulps, cosine(t));
-    if (t->odd_golden + t->odd_mine > 0)
-        fprintf(f, "%snot finite: %" PRIu64 " in GOLDEN, %" PRIu64 " in MINE", between, t->odd_golden, t->odd_mine);
+                t->all.ulps, cosine(t));
+    if (t->all.odd_golden + t->all.odd_mine > 0)
+        fprintf(f, "%snot finite: %" PRIu64 " in GOLDEN, %" PRIu64 " in MINE", between, t->all.odd_golden, t->all.odd_mine);
 }
 
 /* The measure that decides: the first that is beyond its limit, or the one that is nearest to it. */
@@ -2753,11 +2763,11 @@ static void put_object(FILE *f, const verdict *v)
         fprintf(f, ",\"at\":"), put_place(f, v->golden, v->at);
         fprintf(f, ",\"expected\":"), put_value(f, v->golden, v->at, true);
         fprintf(f, ",\"got\":"), put_value(f, v->mine, v->at, true);
-        fprintf(f, ",\"differing\":%" PRIu64 ",\"not_finite\":[%" PRIu64 ",%" PRIu64 "]", t->differing, t->odd_golden, t->odd_mine);
+        fprintf(f, ",\"differing\":%" PRIu64 ",\"not_finite\":[%" PRIu64 ",%" PRIu64 "]", t->all.differing, t->all.odd_golden, t->all.odd_mine);
     }
     if (v->alike && !v->exact) {
         fprintf(f, ",\"ulps\":{\"p50\":%.9g,\"p99\":%.9g,\"max\":", percentile(t, 0.5), percentile(t, 0.99));
-        put_real(f, t->ulps, 9, true);
+        put_real(f, t->all.ulps, 9, true);
         fprintf(f, "},\"cosine\":"), put_real(f, cosine(t), 9, true);
     }
     fprintf(f, "}");
