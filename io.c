@@ -1244,6 +1244,9 @@ void safetensors_write(const char *path, const st_entry *entries, int count)
     safetensors_put(path, entries, count, true);
 }
 
+static inline uint64_t double_to_bits(double x) { uint64_t bits; memcpy(&bits, &x, sizeof bits); return bits; }
+static inline double double_from_bits(uint64_t bits) { double x; memcpy(&x, &bits, sizeof x); return x; }
+
 /* One integer, sign-extended to 64 bits of two's complement, whatever the host has. */
 static uint64_t integer(const st_tensor *t, uint64_t i)
 {
@@ -1259,13 +1262,11 @@ static uint64_t integer(const st_tensor *t, uint64_t i)
 static double element(const st_tensor *t, uint64_t i)
 {
     const unsigned char *p = t->data + i * (uint64_t)dtype_bits[t->type] / 8;
-    uint64_t bits = t->type == F64 ? little_endian(p, 8) : is_integer(t->type) ? integer(t, i) : 0;
-    double number;
-    if (t->type == F64) {
-        memcpy(&number, &bits, sizeof number);
-        return number;
+    if (t->type == F64) return double_from_bits(little_endian(p, 8));
+    if (is_integer(t->type)) {
+        uint64_t bits = integer(t, i);
+        return bits >> 63 && t->type != U64 ? -(double)~bits - 1 : (double)bits;
     }
-    if (is_integer(t->type)) return bits >> 63 && t->type != U64 ? -(double)~bits - 1 : (double)bits;
     real widened;
     weight_row((weight){ .data = p, .type = t->type, .ndim = 2, .dim = { 1, 1 } }, 0, 0, 1, &widened);
     return (double)widened;
@@ -2380,9 +2381,6 @@ typedef struct {
     bool mapped;                        /* both are files' pages, which may be let go of */
 } sweep;
 
-static inline uint64_t double_to_bits(double x) { uint64_t bits; memcpy(&bits, &x, sizeof bits); return bits; }
-static inline double double_from_bits(uint64_t bits) { double x; memcpy(&x, &bits, sizeof x); return x; }
-
 /* n elements from `first` on as doubles. */
 static void load(const st_tensor *t, uint64_t first, int64_t n, double *out)
 {
@@ -2472,15 +2470,18 @@ static void add_slices(const sweep *p, position *at, double *sums, int64_t n, co
 {
     int last = p->ndim - 1;
     for (int64_t i = 0, length; i < n; i += length) {
-        double e = 0, g = 0, *own = sums + 2 * (p->slices[last] + at->column);
+        double e = 0, g = 0, *slice;
         length = lesser(n - i, p->dim[last] - at->column);
         for (int64_t k = i; k < i + length; k++) e += error2[k], g += golden2[k];
-        for (int64_t k = 0; p->slices[last] >= 0 && k < length; k++) own[2 * k] += error2[i + k], own[2 * k + 1] += golden2[i + k];
-        for (int d = 0; d < last; d++)
-            if (p->slices[d] >= 0) {
-                double *slice = sums + 2 * (p->slices[d] + at->index[d]);
-                slice[0] += e, slice[1] += g;
-            }
+        for (int64_t k = 0; p->slices[last] >= 0 && k < length; k++) {
+            slice = sums + 2 * (p->slices[last] + at->column + k);
+            slice[0] += error2[i + k], slice[1] += golden2[i + k];
+        }
+        for (int d = 0; d < last; d++) {
+            if (p->slices[d] < 0) continue;
+            slice = sums + 2 * (p->slices[d] + at->index[d]);
+            slice[0] += e, slice[1] += g;
+        }
         at->column += length;
         if (at->column < p->dim[last]) continue;
         at->column = 0;
@@ -2502,9 +2503,8 @@ static void tally_block(const sweep *p, int k, tally *t, double *sums)
         n = end - at < SPAN ? (int64_t)(end - at) : SPAN;
         load(p->golden, at, n, a);
         load(p->mine, at, n, b);
-        if (p->exact)
-            for (int64_t i = 0; i < n; i++)
-                if (a[i] != b[i] && (at + (uint64_t)i) / 3 != last_pixel) last_pixel = (at + (uint64_t)i) / 3, t->all.pixels++;
+        for (uint64_t i = 0; p->exact && i < (uint64_t)n; i++)
+            if (a[i] != b[i] && (at + i) / 3 != last_pixel) last_pixel = (at + i) / 3, t->all.pixels++;
         tally_span(p, t, at, n, a, b, golden2);
         if (p->nslices > 0) add_slices(p, &where, sums, n, b, golden2);
     }
@@ -2515,10 +2515,13 @@ static void tally_block(const sweep *p, int k, tally *t, double *sums)
 /* Adds what a later block has found. */
 static void tally_add(tally *t, const tally *u)
 {
-    t->all.golden2 += u->all.golden2, t->all.mine2 += u->all.mine2, t->all.error2 += u->all.error2, t->all.error += u->all.error, t->all.product += u->all.product;
-    t->all.differing += u->all.differing, t->all.pixels += u->all.pixels, t->all.odd_golden += u->all.odd_golden, t->all.odd_mine += u->all.odd_mine;
+    totals *x = &t->all;
+    const totals *y = &u->all;
+    x->golden2 += y->golden2, x->mine2 += y->mine2, x->error2 += y->error2;
+    x->error += y->error, x->product += y->product, x->ulps = fmax(x->ulps, y->ulps);
+    x->differing += y->differing, x->pixels += y->pixels;
+    x->odd_golden += y->odd_golden, x->odd_mine += y->odd_mine;
     if (u->first_odd < t->first_odd) t->first_odd = u->first_odd;
-    if (u->all.ulps > t->all.ulps) t->all.ulps = u->all.ulps;
     for (int i = 0; i < BINS; i++) t->bins[i] += u->bins[i];
     for (int i = 0; i < 2048; i++)
         if (u->largest[i] > t->largest[i]) t->largest[i] = u->largest[i], t->place[i] = u->place[i];
