@@ -2768,6 +2768,8 @@ static void put_object(FILE *f, const verdict *v)
         fprintf(f, ",\"got\":"), put_value(f, v->mine, v->at, true);
         fprintf(f, ",\"differing\":%" PRIu64 ",\"not_finite\":[%" PRIu64 ",%" PRIu64 "]", t->all.differing, t->all.odd_golden, t->all.odd_mine);
     }
+    if (v->alike && !v->exact && v->dimension >= 0)
+        fprintf(f, ",\"worst_slice\":{\"dimension\":%d,\"index\":%" PRId64 "}", v->dimension, v->index);
     if (v->alike && !v->exact) {
         fprintf(f, ",\"ulps\":{\"p50\":%.9g,\"p99\":%.9g,\"max\":", percentile(t, 0.5), percentile(t, 0.99));
         put_real(f, t->all.ulps, 9, true);
@@ -2829,8 +2831,9 @@ static void judge_note(judge *j, const verdict *v)
     if (!v->passed && j->differing++ == 0 && j->json) {
         fprintf(f, "\""), put_name(f, v->golden->name), fprintf(f, "\"");
     } else if (!v->passed && j->differing == 1) {
-        if (v->alike) put_kind(f, v->golden, false), fprintf(f, ", MINE "), put_kind(f, v->mine, false);
-        if (v->alike) fprintf(f, "\n    "), put_measures(f, v, j->class, "\n    "), fprintf(f, "\n");
+        if (v->alike) put_name(f, v->golden->name), fprintf(f, ": GOLDEN "), put_kind(f, v->golden, false);
+        if (v->alike) fprintf(f, ", MINE "), put_kind(f, v->mine, false), fprintf(f, "\n    ");
+        if (v->alike) put_measures(f, v, j->class, "\n    "), fprintf(f, "\n");
         fprintf(f, "differs first: "), put_headline(f, v);
     }
     double part = m && m->limit > 0 ? m->error / m->limit : 0;

@@ -277,7 +277,7 @@ static void test_limits(void)
             expect(name, cases[i].class, beyond ? DIFFERS : DONE, first);
             free(name), free(first);
         }
-    apart(0.7);
+    apart(3);
     floors("floor.bf16", "'video': 0.07"), both("video", F64, "3", F64), expect("a floor that allows no limit", "bf16", DONE, NULL);
     m[1] = NAN;
     floors("floor.bf16", "'video': 0.07"), both("video", F64, "3", F64), expect("NaN without a limit", "bf16", DIFFERS, "video");
