@@ -1581,11 +1581,11 @@ static const char frames_out[] = "-o NAME.y4m, -o NAME-%04d.ppm or -o - (Y4M to 
 static void need_output(const job *j, const char *what)
 {
     bool looked_at = j->hooks && (j->hooks->dump_dir || j->hooks->truth);
-    if (!looked_at)
-        need(j->out, "--output", what);
     if (j->hooks && j->hooks->stop_after && (!looked_at || j->out))
         die(BAD_INPUT, "--stop-after: got %s, expected --dump or --check and no -o, since there will be no frames",
             j->out ? "-o" : "neither --dump nor --check");
+    if (!looked_at)
+        need(j->out, "--output", what);
     if (j->hooks && j->hooks->ngiven && j->tea_threshold != 0)
         die(BAD_INPUT, "--inject: not together with --teacache, which decides by every stage; leave one out");
 }

@@ -739,6 +739,57 @@ fails "--dump below a file" 3 'Not a directory' $full -o x.y4m --dump "$in/1.ppm
 fails "--dump into a file" 3 '1.ppm' $full -o x.y4m --dump "$in/1.ppm"
 fails "--dump below nothing" 3 'none/d*No such file' $full -o x.y4m --dump none/d
 
+# ---------------------------------------------------------------- inject, stop-after, check
+
+again() {               # NAME STAGE OPTION...: the stage, made again with these options, is the same tensor
+    name=$1 stage=$2
+    shift 2
+    works "$name" d $full --dump d --dump-filter "$stage" --stop-after "$stage" "$@"
+    same "$name: the same tensor" "$in/d/$stage.safetensors" "$out/d/$stage.safetensors"
+}
+works "inject latents" x.y4m $full -o x.y4m --inject "$in/d:step.000.latents"
+same "inject latents: the same frames" "$in/nodump.y4m" "$out/x.y4m"
+works "inject frames" x.y4m $full -o x.y4m --inject "$in/d/frames.safetensors"
+same "inject frames: the same frames" "$in/nodump.y4m" "$out/x.y4m"
+for stage in mask_latents clip.hidden step.000.text step.000.patch step.000.block.00 step.000.block.03.attn1 step.000.block.04.skip \
+    step.000.block.05 step.000.norm_out step.000.out step.000.pred step.000.latents decoded video; do
+    again "make $stage from all before it" $stage --inject "$in/d"
+    again "make $stage from nothing" $stage
+done
+again "one block from its own inputs" step.000.block.01 --inject "$in/d:step.000.block.00" --inject "$in/d:step.000.t*" --inject "$in/d:step.000.image"
+(cd "$out" && "$ruyi" -m "$base" --size 16x16 --frames 8 --steps 1 $i1 --dump d --stop-after step.000.block.01 --inject "$in/d") >"$tmp/stdout" 2>"$tmp/stderr"
+matches "inject says how many stages are given" 'inject: * stages are given' "$(cat "$tmp/stderr")"
+case $(cat "$tmp/stderr") in *encode*|*clip*) bad "inject skips what nobody asks for" "no encoding" "$(cat "$tmp/stderr")" ;; *) good ;; esac
+fails "inject: no such file" 2 'missing*No such file' $full -o x.y4m --inject missing
+fails "inject: no stage of that name" 2 '--inject*name of a stage' $full -o x.y4m --inject "$in/a"
+fails "inject: nothing matches" 2 '--inject*name of a stage' $full -o x.y4m --inject "$in/d:none"
+fails "inject: another size" 2 'noise: got*expected F64, F32, F16 or BF16 \[16, 2, 2, 4\]' -m "$base" --size 32x16 --frames 8 --steps 1 $i1 -q -o x.y4m --inject "$in/d/noise.safetensors"
+fails "inject: not with TeaCache" 2 '--inject*teacache' $full -o x.y4m --inject "$in/d" --teacache 0.1
+fails "stop-after: no such stage" 2 '--stop-after*step.000.blok.00' $full --dump d --stop-after step.000.blok.00
+fails "stop-after with an output" 2 '--stop-after*-o' $full -o x.y4m --stop-after noise
+fails "stop-after without a dump" 2 '--stop-after*--dump' $full --stop-after noise
+judged() {              # NAME CODE PATTERN OPTION...
+    clean; name=$1 code=$2 pattern=$3; shift 3
+    call "$@"
+    equal "$name" "$code" "$status"
+    matches "$name, says so" "$pattern" "$(cat "$tmp/stdout")"
+}
+judged "check a run against its own dump" 0 'same: * tensors' $full --check "$in/d"
+judged "check up to a stage" 0 'same: * tensors' $full --check "$in/d" --stop-after step.000.block.02
+cp -R "$in/d" "$in/wrong"
+at=$(bytes "$in/d/step.000.block.02.ff.safetensors")
+dd if=/dev/zero of="$in/wrong/step.000.block.02.ff.safetensors" bs=1 seek=$((at - 400)) count=400 conv=notrunc 2>/dev/null
+judged "check names the stage that differs" 1 'differs first: step.000.block.02.ff:' $full --check "$in/wrong"
+cp "$in/a" "$in/wrong/nobody.safetensors" && rm "$in/wrong/step.000.block.02.ff.safetensors"
+judged "check: a stage that the run does not make" 1 'a: got nothing*1 of * tensors differ' $full --check "$in/wrong"
+cases=$root/tests/golden/cases
+judged "check a case" 0 'dec-a-01: same' check "$cases/dec-a-01"
+judged "check two cases" 0 '2 passed, 0 failed' check "$cases/dec-a-01" "$cases/clip-a-wide"
+judged "check as JSON" 0 '"same":true' check --json "$cases/dec-a-01"
+fails "check nothing" 2 'check: expected' check
+judged "check what is no case" 2 '' check "$in"
+matches "check what is no case, says so" 'args and expected.safetensors' "$(cat "$tmp/stderr")"
+
 # ---------------------------------------------------------------- threads, signals
 
 for threads in 1 2 3 7; do

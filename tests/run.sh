@@ -28,6 +28,8 @@ part "units, float32" build/unit
 part "units, float64" build/unit64
 part "golden cases, float32" tests/golden.sh ./ruyi tests/golden/cases/* tests/golden/extra/cases/*
 part "golden cases, float64" tests/golden.sh ./ruyi64 tests/golden/cases/* tests/golden/extra/cases/*
+part "stage by stage, float32" ./ruyi check tests/golden/cases/* tests/golden/extra/cases/*
+part "stage by stage, float64" ./ruyi64 check tests/golden/cases/* tests/golden/extra/cases/*
 part "command line" tests/cli.sh ./ruyi
 part "controls of compare" build/controls ./ruyi
 part "identity" tests/identity.sh ./ruyi
