@@ -2014,8 +2014,8 @@ static const st_tensor *find_given(const run *r, const char *name)
     const st_tensor *found = NULL;
     if (!h || (h->stop_after && stage_compare(name, h->stop_after) >= 0)) return NULL;
     for (int i = 0; i < h->ngiven; i++) {
-        const pack_entry *e = pack_find(h->given[i].from, name);
-        if (e && fnmatch(h->given[i].glob, name, 0) == 0) found = e->tensor;
+        const pack_entry *e = pack_find(h->given[i], name);
+        if (e) found = e->tensor;
     }
     return found;
 }
@@ -2244,30 +2244,34 @@ static int by_stage(const void *a, const void *b)
     return stage_compare(((const pack_entry *)a)->tensor->name, ((const pack_entry *)b)->tensor->name);
 }
 
-/* Appends the tensors of a file. */
-static void pack_add(pack *p, const char *path)
+/* Appends the tensors of a file whose names the glob matches. */
+static void pack_add(pack *p, const char *path, const char *glob)
 {
     safetensors *file = safetensors_open(path);
     p->files = grow(p->files, (size_t)p->nfiles + 1, sizeof *p->files);
     p->files[p->nfiles++] = file;
     p->entries = grow(p->entries, (size_t)(p->count + file->count), sizeof *p->entries);
-    for (int64_t i = 0; i < file->count; i++) p->entries[p->count++] = (pack_entry){ &file->tensors[i], file };
+    for (int64_t i = 0; i < file->count; i++)
+        if (fnmatch(glob, file->tensors[i].name, 0) == 0) p->entries[p->count++] = (pack_entry){ &file->tensors[i], file };
 }
 
 /* All tensors of a file, of a golden case (FOLDER/expected.safetensors), or of the .safetensors files of a folder, in
  * execution order; no name twice, since a name decides what is compared with what. readdir's order does not matter:
- * sorting has one result. BAD_INPUT for anything else. */
-pack *pack_open(const char *path)
+ * sorting has one result. BAD_INPUT for anything else. PATH:GLOB means only the tensors that the glob matches, where no
+ * file has that name as a whole. */
+pack *pack_open(const char *text)
 {
+    const char *colon = access(text, F_OK) == 0 ? NULL : strrchr(text, ':'), *glob = colon ? colon + 1 : "*";
     pack *p = allocate(1, sizeof *p);
+    char *path = text_of("%.*s", (int)(colon ? (size_t)(colon - text) : strlen(text)), text);
     char *expected = text_of("%s/expected.safetensors", path);
     bool golden = access(expected, F_OK) == 0;
     DIR *folder = golden ? NULL : opendir(path);
-    if (!folder) pack_add(p, golden ? expected : path);
+    if (!folder) pack_add(p, golden ? expected : path, glob);
     for (const struct dirent *d; folder && (d = readdir(folder));) {
         if (fnmatch("*.safetensors", d->d_name, 0) != 0) continue;
         char *name = text_of("%s/%s", path, d->d_name);
-        pack_add(p, name);
+        pack_add(p, name, glob);
         free(name);
     }
     if (folder) closedir(folder);
@@ -2276,6 +2280,7 @@ pack *pack_open(const char *path)
     for (int64_t i = 1; i < p->count; i++)
         if (strcmp(p->entries[i - 1].tensor->name, p->entries[i].tensor->name) == 0)
             die(BAD_INPUT, "%s: tensor %s: got it in two files, expected one; move one", path, p->entries[i].tensor->name);
+    free(path);
     return p;
 }
 

@@ -693,7 +693,7 @@ typedef struct {
     bool enhance; double enhance_weight; int64_t enhance_start, enhance_end;
     hooks *hooks;                           /* NULL: nobody looks into the run */
     const char *filters[MAX_FILES * 16];    /* hooks point here */
-    injection injections[MAX_FILES];
+    const pack *injections[MAX_FILES];
     int code;                               /* the exit code: check's verdict */
     char *path;                             /* room of inside() */
     const char **files; int nfiles;         /* what stands beside the options */
@@ -2072,7 +2072,7 @@ static const struct {
     [O_INJECT] = { "inject", 0, "PATH[:GLOB]", RUNS,
                    "stages are taken from a file or folder, not computed; repeatable" },
     [O_STOP] = { "stop-after", 0, "STAGE", RUNS, "end there, and compute only what it needs" },
-    [O_CHECK] = { "check", 0, "GOLDEN", RUNS, "compare every stage, computed from GOLDEN's own inputs" },
+    [O_CHECK] = { "check", 0, "PATH[:GLOB]", RUNS, "compare every stage with one there, made from inputs there" },
     [O_UNKNOWN] = { "allow-unknown", 0, NULL, MODELS, "ignore tensors that the configuration has no place for" },
     [O_CLASS] = { "class", 0, "WORD", RUNS | JUDGES, "limits of fp64 fp32 fp16 bf16 (this build's)" },
     [O_JSON] = { "json", 0, NULL, RUNS | JUDGES, "one JSON document instead of lines" },
@@ -2091,7 +2091,7 @@ static void print_help(void)
            "  ruyi decode  -m MODEL -l LATENTS.safetensors -o OUT            latents to frames\n"
            "  ruyi clip    -m MODEL -i PICTURE.ppm -o TOKENS.safetensors     what the image tower sees\n"
            "  ruyi info    MODEL | FILE.safetensors                          what is in it, what a run needs\n"
-           "  ruyi compare GOLDEN MINE                                       tensor by tensor: files or folders\n"
+           "  ruyi compare GOLDEN[:GLOB] MINE                                tensor by tensor: files or folders\n"
            "  ruyi check   CASE ...                                          stage by stage, each from the case's inputs\n"
            "  ruyi bench   [CASE ...]                                        time of the kernels on this machine\n\n"
            "Options\n",
@@ -2247,16 +2247,12 @@ static void add_filter(job *j, const char *glob)
     j->filters[h->nfilters++] = glob;
 }
 
-/* "PATH[:GLOB]". A path that exists as it stands has no glob. */
 static void add_injection(job *j, const char *text)
 {
     hooks *h = hooks_of(j);
-    const char *colon = access(text, F_OK) == 0 ? NULL : strrchr(text, ':');
-    char *path = text_of("%.*s", (int)(colon ? colon - text : (long)strlen(text)), text);
     if (h->ngiven == MAX_FILES)
         die(BAD_INPUT, "--inject: more than %d", MAX_FILES);
-    j->injections[h->ngiven++] = (injection){ pack_open(path), colon ? colon + 1 : "*" };
-    free(path);
+    j->injections[h->ngiven++] = pack_open(text);
 }
 
 /* Writes one option into the job. The last one wins where an option holds one value. */

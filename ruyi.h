@@ -205,7 +205,7 @@ void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *p
 /* Comparing. A pack: the tensors of a file, of a folder of files, or of a golden case, in the order of computing. */
 typedef struct { const st_tensor *tensor; const safetensors *file; } pack_entry;
 typedef struct { safetensors **files; int nfiles; pack_entry *entries; int64_t count; } pack;
-pack *pack_open(const char *path);                  /* dies: unreadable, or a name twice */
+pack *pack_open(const char *text);                  /* PATH[:GLOB]; dies: unreadable, or a name twice */
 const pack_entry *pack_find(const pack *p, const char *name);       /* NULL: none */
 void pack_close(pack *p);
 typedef struct judge judge;                         /* a running comparison */
@@ -218,7 +218,7 @@ int compare(const char *golden, const char *mine, const char *class, bool all, b
 typedef struct {
     const char *dump_dir;       /* stages are written there; NULL: no dumps */
     const char *const *filters; int nfilters;       /* globs of the names to write; none: all */
-    const struct injection *given; int ngiven;      /* tensors that take the place of stages */
+    const pack *const *given; int ngiven;           /* tensors that take the place of stages */
     int64_t replaced;           /* stages that the plan found among them */
     const char *stop_after;     /* the run ends when this stage is done; NULL: at its own end */
     bool stop_known;            /* the plan came by it */
@@ -226,7 +226,6 @@ typedef struct {
     judge *judge;
     bool *judged;               /* [truth->count] */
 } hooks;
-typedef struct injection { const pack *from; const char *glob; } injection;     /* the names of it that are meant */
 
 /* What a stage needs besides its inputs. */
 typedef struct run {
