@@ -525,17 +525,31 @@ static void bind_resampler(weights *w, const dit_config *c, dit *d)
     d->out_proj = bind_linear(w, x, x, "clip_projection.attn.out_proj");
 }
 
+/* FP8 as a storage type, by the rules of predict_i2v.py: "lite" takes linear layers of more than 2816^2 elements, "strong"
+ * those of as many, too, "extreme" every layer but the embedding, the norms that are a plain nn.LayerNorm (those of
+ * queries and keys, and the Resampler's), and the Resampler's attention. Biases go with their weights. Activations and
+ * sums stay `real`, as the public code's autocast widens the weights again. */
+static void choose_fp8(weights *w, fp8_mode mode, dtype t)
+{
+    static const uint64_t least[] = { [FP8_LITE] = 2816 * 2816 + 1, [FP8_STRONG] = 2816 * 2816, [FP8_EXTREME] = 1 };
+    static const char *const kept[] = { "*.style_embedder", "*.norm_[qk]", "clip_projection.ln_*",
+                                        "clip_projection.attn.out_proj", NULL };
+    if (mode != FP8_OFF)
+        weights_set_fp8(w, t, least[mode], kept);
+}
+
 /* Reads folder (a model's transformer/). Low-rank updates, W += scale * up @ down, must be there before anything is
  * bound: bind attaches to each matrix those that name it, and its rows are updated whenever they are read. The public
  * merge_lora (utils/lora_utils.py) changes the matrices once instead. Dies on a tensor that has no place, unless
  * allowed. */
-dit *dit_open(const char *folder, const safetensors *const *loras, const double *scales, int nloras, bool allow_unknown)
+dit *dit_open(const char *folder, dit_changes changes, bool allow_unknown)
 {
     dit *d = allocate(1, sizeof *d);
     const dit_config *c = &d->config;
     d->config = read_dit_config(folder);
     weights *w = d->weights = weights_open(folder, "diffusion_pytorch_model");
-    weights_add_loras(w, loras, scales, nloras);
+    weights_add_loras(w, changes.loras, changes.scales, changes.nloras);
+    choose_fp8(w, changes.fp8, changes.fp8_type);
     int64_t p = c->patch_size, size = c->hidden_size;
     d->patch = bind_convolution(w, SHAPE(size, c->in_channels, p, p), "pos_embed.proj");
     bind_conditions(w, c, d);
@@ -1445,7 +1459,7 @@ void *bench_block_new(arena *a, int64_t n)
     s->c.rotary = rotary_table(a, c, 1, n);
     tensor all[] = { s->h, s->skip, s->c.silu_temb, s->c.text, s->c.image };
     generator g;
-    generator_seed(&g, 1);
+    generator_seed(&g, (rng){ 0 }, 1);
     for (int i = 0; i < 5; i++)
         for (int64_t k = 0; k + 16 <= tensor_count(all[i]); k += 16) {
             float numbers[16];

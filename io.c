@@ -1290,7 +1290,8 @@ static double element(const st_tensor *t, uint64_t i)
  *
  * Low-rank updates (kohya's names) hang on a matrix "blocks.0.attn1.to_q.weight" [N][K] as
  *     lora_unet__blocks_0_attn1_to_q.lora_up.weight [N][rank], .lora_down.weight [rank][K], .alpha (a scalar, optional)
- * and are linked to the weight, not merged: the mapped file cannot change, and kernels add them while they widen. */
+ * and are linked to the weight, not merged: the mapped file cannot change, and kernels add them while they widen. Of a
+ * convolution [Cout][Cin][y][x] they are [Cout][rank][1][1] and [rank][Cin][1][1], added at every place of the kernel. */
 
 /* The number of a file among w->files, which is opened where it is new. The lists may move, the files stay where they
  * are: weights point to their names. */
@@ -1392,12 +1393,12 @@ static weight weight_view(const char *path, const st_tensor *t, shape expected)
     return v;
 }
 
-/* One part of a layer's update, under either spelling of the prefix that trainers use; NULL: the file has none. */
+/* One part of a layer's update, under any prefix that merge_lora takes off; NULL: the file has none. */
 static const st_tensor *lora_find(const safetensors *file, const char *name, const char *part)
 {
-    static const char *const prefixes[] = { "lora_unet__", "lora_unet_" };
+    static const char *const prefixes[] = { "lora_unet__", "lora_unet_", "" };
     const st_tensor *t = NULL;
-    for (int i = 0; i < 2 && !t; i++) {
+    for (int i = 0; i < 3 && !t; i++) {
         char *full = text_of("%s%s%s", prefixes[i], name, part);
         t = safetensors_find(file, full);
         free(full);
@@ -1417,9 +1418,9 @@ static real lora_scale(const safetensors *file, const st_tensor *alpha, double s
     return (real)(scale * value / (double)rank);
 }
 
-/* The update that file i has for the matrix [N][K], put in front of `next`: up [N][rank], down [rank][K]. The rank is
- * what the file says; the other sides must be the matrix's. Half an update is BAD_INPUT; none leaves the list as it
- * is. */
+/* The update that file i has for the matrix [N][K] or convolution [N][K][y][x], put in front of `next`: up [N][rank],
+ * down [rank][K], with two sides of 1 more for a convolution. The rank is what the file says; the other sides must be
+ * the matrix's. Half an update is BAD_INPUT; none leaves the list as it is. */
 static const lora *lora_link(weights *w, int i, const char *stem, const weight *matrix, const lora *next)
 {
     const safetensors *file = w->loras[i];
@@ -1429,10 +1430,10 @@ static const lora *lora_link(weights *w, int i, const char *stem, const weight *
     if (!up || !down)
         die(BAD_INPUT, "%s: tensor %s: got it alone, expected up and down; export it again", file->path,
             (up ? up : down)->name);
-    int64_t rank = up->ndim == 2 ? greater(up->dim[1], 1) : 1;      /* a rank of 0 then fails the check of shapes */
+    int64_t rank = up->ndim == matrix->ndim ? greater(up->dim[1], 1) : 1;   /* a rank of 0 then fails the check of shapes */
     lora *link = allocate(1, sizeof *link);
-    link->up = weight_view(file->path, up, SHAPE(matrix->dim[0], rank));
-    link->down = weight_view(file->path, down, SHAPE(rank, matrix->dim[1]));
+    link->up = weight_view(file->path, up, (shape){ matrix->ndim, { matrix->dim[0], rank, 1, 1 } });
+    link->down = weight_view(file->path, down, (shape){ matrix->ndim, { rank, matrix->dim[1], 1, 1 } });
     link->scale = lora_scale(file, alpha, w->lora_scales[i], rank);
     link->next = next;
     w->lora_used[i][up - file->tensors] = w->lora_used[i][down - file->tensors] = true;
@@ -1441,13 +1442,13 @@ static const lora *lora_link(weights *w, int i, const char *stem, const weight *
 }
 
 /* All updates of a matrix, in the order of the files, as sums of floats depend on it; NULL: none. Layers are named like
- * the key without ".weight", with '_' for '.'. Only matrices take updates: one for anything else finds no
- * place and ends in weights_done. */
+ * the key without ".weight", with '_' for '.'. Only matrices and two-dimensional convolutions take updates: one for
+ * anything else finds no place and ends in weights_done. */
 static const lora *lora_bind(weights *w, const weight *matrix)
 {
     const lora *list = NULL;
     const char *tail = strrchr(matrix->key, '.');
-    if (w->nloras == 0 || matrix->ndim != 2 || !tail || strcmp(tail, ".weight") != 0) return NULL;
+    if (w->nloras == 0 || (matrix->ndim != 2 && matrix->ndim != 4) || !tail || strcmp(tail, ".weight") != 0) return NULL;
     char *stem = text_of("%.*s", (int)(tail - matrix->key), matrix->key);
     for (char *c = stem; *c; c++)
         if (*c == '.') *c = '_';
@@ -1455,6 +1456,30 @@ static const lora *lora_bind(weights *w, const weight *matrix)
         list = lora_link(w, i, stem, matrix, list);
     free(stem);
     return list;
+}
+
+/* The type that --fp8 rounds a parameter to, or 0. A layer is NAME.weight with its NAME.bias: a matrix of fp8_least or
+ * more elements, and where that is 1, any affine norm (the only vectors of that name). */
+static dtype fp8_of(const weights *w, const char *key)
+{
+    const char *tail = strrchr(key, '.');
+    int file;
+    if (!w->fp8 || !tail || (strcmp(tail, ".weight") && strcmp(tail, ".bias"))) return (dtype)0;
+    char *name = text_of("%.*s", (int)(tail - key), key), *matrix = text_of("%s.weight", name);
+    const st_tensor *t = weights_find(w, matrix, &file);
+    bool takes = t && (t->ndim == 2 ? t->count >= w->fp8_least : t->ndim == 1 && w->fp8_least == 1);
+    for (const char *const *kept = w->fp8_kept; takes && *kept; kept++) takes = fnmatch(*kept, name, 0) != 0;
+    free(name), free(matrix);
+    return takes ? w->fp8 : (dtype)0;
+}
+
+/* What is bound from now on is rounded to FP8 while it is widened, in layers of that many elements or more. kept must
+ * outlive w. */
+void weights_set_fp8(weights *w, dtype t, uint64_t least, const char *const *kept)
+{
+    w->fp8 = t;
+    w->fp8_least = least;
+    w->fp8_kept = kept;
 }
 
 /* Weights for measurements: every name is there, in that type (F32 or BF16), with numbers of a trained layer's size. No
@@ -1502,6 +1527,8 @@ static weight bind_key(weights *w, shape expected, char *key)
     w->used[f][t - w->files[f]->tensors] = true;
     weight v = weight_view(w->files[f]->path, t, expected);
     v.lora = lora_bind(w, &v);
+    v.fp8 = fp8_of(w, v.key);
+    w->fp8_layers += v.fp8 && v.ndim <= 2 && strcmp(strrchr(v.key, '.'), ".weight") == 0;
     return v;
 }
 
@@ -1589,8 +1616,13 @@ const st_tensor *weights_nonfinite(const weights *w, int64_t *index)
         const safetensors *file = f < w->nfiles ? w->files[f] : w->loras[f - w->nfiles];
         for (int64_t i = 0; i < file->count; i++) {
             const st_tensor *t = &file->tensors[i];
-            for (*index = 0; is_computable(t->type) && *index < (int64_t)t->count; ++*index)
-                if (!isfinite((real)element(t, (uint64_t)*index))) return t;
+            weight all = { .data = t->data, .type = t->type, .ndim = 2, .dim = { 1, (int64_t)t->count } };
+            all.fp8 = f < w->nfiles ? fp8_of(w, t->name) : (dtype)0;
+            real x;
+            for (*index = 0; is_computable(t->type) && *index < (int64_t)t->count; ++*index) {
+                weight_row(all, 0, *index, 1, &x);
+                if (!isfinite(x)) return t;
+            }
         }
     }
     return NULL;
@@ -1611,7 +1643,7 @@ static void file_done(const safetensors *file, const bool *used, const char *wha
     for (int64_t i = 0; i < file->count; i++) {
         const st_tensor *t = &file->tensors[i];
         if (!used[i])
-            die(BAD_INPUT, "%s: tensor %s: got %s %s, expected %s; check the configuration, or give --allow-unknown",
+            die(BAD_INPUT, "%s: tensor %s: got %s %s, expected %s",
                 file->path, t->name, dtype_name[t->type], list_text(t->ndim, t->dim), what);
     }
 }
@@ -1621,9 +1653,11 @@ static void file_done(const safetensors *file, const bool *used, const char *wha
 void weights_done(const weights *w, bool allow_unknown)
 {
     for (int f = 0; f < w->nfiles && !allow_unknown; f++)
-        file_done(w->files[f], w->used[f], "only tensors that the configuration has a place for");
+        file_done(w->files[f], w->used[f], "only tensors that the configuration has a place for; check the "
+                  "configuration, or give --allow-unknown");
     for (int i = 0; i < w->nloras; i++)
-        file_done(w->loras[i], w->lora_used[i], "only updates of linear layers of this model");
+        file_done(w->loras[i], w->lora_used[i], "only updates of layers of this model, NAME.lora_up.weight, "
+                  "NAME.lora_down.weight, NAME.alpha; the file is for another model");
 }
 
 /* Bytes of all tensors of all files, headers not counted. For `info`: what the parameters take on disk and, mapped, in

@@ -120,8 +120,9 @@ static void refuse_unsupported(config f, sched_type type)
 {
     static const char *const remapped[] = { "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
                                             "use_lu_lambdas", "use_flow_sigmas" };
+    static const char *const midpoints[] = { "midpoint", "logrho", "bh1", "bh2" };  /* DEIS' and UniPC's count as it */
     if (type == EULER || type == DPMPP) {
-        for (int i = 0; i < 5; i++)
+        for (int i = 0; i < (type == DPMPP ? 5 : 3); i++)
             refuse_true(f, remapped[i]);
         refuse_other(f, "final_sigmas_type", "zero");
     }
@@ -131,16 +132,16 @@ static void refuse_unsupported(config f, sched_type type)
     }
     if (type == DPMPP) {
         refuse_other(f, "algorithm_type", "dpmsolver++");
-        refuse_other(f, "solver_type", "midpoint");
+        read_choice(f, "solver_type", "midpoint", midpoints, 4);
         config_int(f, "solver_order", 2, 2, 2);
         json clipped = config_member(f, "lambda_min_clipped");
         if (json_kind(clipped) && !(json_number(clipped) < -1e300))
             config_refuse(f, "lambda_min_clipped", "expected -Infinity; clipping is not supported");
+        char *variance = config_word(f, "variance_type", "none");
+        if (!strncmp(variance, "learned", 7))       /* the class would cut the output to 3 channels */
+            config_refuse(f, "variance_type", "expected null; a learned variance is not supported");
+        free(variance);
     }
-    if (type == PNDM)
-        refuse_true(f, "skip_prk_steps");
-    if (type == DDIM || type == DPMPP)
-        refuse_true(f, "thresholding");
 }
 
 /* trained_betas [n] where the file gives them instead of a beta_schedule; NULL where it does not. */
@@ -166,8 +167,12 @@ sched_config sched_read(const char *folder, sched_type type)
 {
     config f = config_open(folder, "scheduler_config.json");
     bool ddim = type == DDIM, leading = ddim || type == PNDM;
+    bool thresholds = (ddim || type == DPMPP) && config_bool(f, "thresholding", false);
     sched_config c = {
-        .file = f, .type = type,
+        .file = f, .type = type, .thresholding = thresholds,
+        .skip_prk_steps = type == PNDM && config_bool(f, "skip_prk_steps", false),
+        .dynamic_thresholding_ratio = thresholds ? config_real(f, "dynamic_thresholding_ratio", 0.995) : 0,
+        .sample_max_value = thresholds ? config_real(f, "sample_max_value", 1.0) : 1,
         .num_train_timesteps = config_int(f, "num_train_timesteps", 1000, 2, 1000000),
         .steps_offset = config_int(f, "steps_offset", 0, 0, 1000000),
         .beta_start = config_real(f, "beta_start", 0.0001), .beta_end = config_real(f, "beta_end", 0.02),
@@ -185,6 +190,10 @@ sched_config sched_read(const char *folder, sched_type type)
         config_refuse(f, "prediction_type", "which %s does not take; choose another --scheduler", sched_names[type]);
     if (!(c.beta_start >= 0 && c.beta_end >= 0 && c.beta_start <= 1 && c.beta_end <= 1))
         config_refuse(f, "beta_start", "expected beta_start and beta_end from 0 to 1");
+    if (!(c.dynamic_thresholding_ratio >= 0 && c.dynamic_thresholding_ratio <= 1))
+        config_refuse(f, "dynamic_thresholding_ratio", "expected 0 to 1");
+    if (!(c.sample_max_value > 0))
+        config_refuse(f, "sample_max_value", "expected more than 0");
     return c;
 }
 
@@ -267,7 +276,7 @@ static void rescale_betas(float *betas, float *products, int64_t n)
  * each class; the names are those of table 2 of arXiv 2305.08891. round: half to even, as numpy's.
  *
  *     leading     (N-1-k) (n/N) + steps_offset, n/N an integer: begins below n-1, with some signal left
- *     trailing    round(n - k n/N) - 1: begins at n-1
+ *     trailing    round(n - k n/N) - 1: begins at n-1; n/N as numpy.arange has it, from its first two numbers
  *     linspace    N points from n-1 down to 0, rounded, but not for Euler and Euler A, whose sigmas are interpolated
  *
  * DPM++ takes leading and linspace with N+1 points and drops the cleanest, because its last step goes to sigma = 0
@@ -278,13 +287,14 @@ static void fill_timesteps(const scheduler *s, double *timesteps)
     const sched_config *c = &s->config;
     int64_t n = c->num_train_timesteps, points = c->type == DPMPP ? s->steps + 1 : s->steps;
     double last = (double)(n - 1), gap = points > 1 ? last / (double)(points - 1) : 0;
+    double trail = (double)n - (double)n / (double)s->steps - (double)n;
     for (int64_t k = 0; k < s->steps; k++) {
         int64_t up = points - 1 - k;        /* counted from the cleanest */
         double t;
         if (c->timestep_spacing == LEADING) {
             t = (double)(up * (n / points) + c->steps_offset);
         } else if (c->timestep_spacing == TRAILING) {
-            t = rint((double)n - (double)k * ((double)n / (double)s->steps)) - 1;
+            t = rint((double)n + (double)k * trail) - 1;
         } else {
             t = up && k == 0 ? last : (double)up * gap;     /* linspace sets its end, which up * gap may miss */
             t = is_euler(c->type) ? (double)(float)t : rint(t);
@@ -296,16 +306,26 @@ static void fill_timesteps(const scheduler *s, double *timesteps)
 /* Training times between one step and the next, in the integer division of the public classes. */
 static int64_t stride(const scheduler *s) { return s->config.num_train_timesteps / s->steps; }
 
-/* PNDM's calls [steps + 9]: for each of the three noisiest steps b, with the next lower c and g half a stride, the four
- * of a Runge-Kutta step, b, c+g, c+g, c; then the remaining steps. PNDMScheduler.set_timesteps. */
+/* PNDM calls the model more often than it steps: WARM_UP calls for the three noisiest steps; or, without a warm-up
+ * (skip_prk_steps), one more for the second. */
+enum { WARM_UP = 12 };
+static int64_t pndm_calls(const sched_config *c, int64_t steps)
+{
+    return c->skip_prk_steps ? steps + (steps > 1) : steps + WARM_UP - 3;
+}
+
+/* PNDM's calls: for each of the three noisiest steps b, with the next lower c and g half a stride, the four of a
+ * Runge-Kutta step, b, c+g, c+g, c; then the remaining steps. Without a warm-up the steps, the second of them twice.
+ * PNDMScheduler.set_timesteps. */
 static void fill_pndm(const scheduler *s, double *calls)
 {
     double *base = allocate((size_t)s->steps, sizeof *base), half = (double)(stride(s) / 2);
     fill_timesteps(s, base);
-    for (int i = 0; i < 12; i++)
+    int warm_up = s->config.skip_prk_steps ? 0 : WARM_UP;
+    for (int i = 0; i < warm_up; i++)
         calls[i] = i % 4 == 0 ? base[i / 4] : base[i / 4 + 1] + (i % 4 < 3 ? half : 0);
-    for (int64_t k = 3; k < s->steps; k++)
-        calls[k + 9] = base[k];
+    for (int64_t i = warm_up; i < s->calls; i++)
+        calls[i] = base[warm_up ? i - WARM_UP + 3 : i - (i > 1)];
     free(base);
 }
 
@@ -328,13 +348,15 @@ static void fill_sigmas(scheduler *s)
 /* A scheduler for that many steps. What its rule remembers of earlier calls (history, of the latents' shape) comes from
  * the arena's high end, because it outlives the marks of the steps. sched_free gives the tables back.
  *
- * The first noise is scaled by init_noise_sigma. Euler's x is x0 + sigma e, so noise of size sigma is right where the
- * first timestep is the last one of training; where `leading` leaves some signal, the classes take
+ * The first noise is scaled by init_noise_sigma. Euler's x is x0 + sigma e, so noise of size sigma (the largest) is right
+ * where the first timestep is the last one of training; where `leading` leaves some signal, the classes take
  * sqrt(sigma^2 + 1). */
 scheduler sched_new(arena *a, sched_config c, int64_t steps, shape latents)
 {
     size_t n = (size_t)c.num_train_timesteps;
-    scheduler s = { .config = c, .steps = steps, .calls = c.type == PNDM ? steps + 9 : steps, .init_noise_sigma = 1 };
+    scheduler s = { .config = c, .steps = steps, .calls = steps, .init_noise_sigma = 1 };
+    if (c.type == PNDM)
+        s.calls = pndm_calls(&c, steps);
     s.betas = allocate(n, sizeof *s.betas);
     s.alphas_cumprod = allocate(n, sizeof *s.alphas_cumprod);
     s.timesteps = allocate((size_t)s.calls, sizeof *s.timesteps);
@@ -349,8 +371,10 @@ scheduler sched_new(arena *a, sched_config c, int64_t steps, shape latents)
     if (has_sigmas(c.type))
         fill_sigmas(&s);
     if (is_euler(c.type)) {
-        double first = (double)s.sigmas[0];
-        s.init_noise_sigma = c.timestep_spacing == LEADING ? sqrt(first * first + 1) : first;
+        double most = 0;        /* the first, but for some tables that rescale_betas made */
+        for (int64_t i = 0; i < s.calls; i++)
+            most = (double)s.sigmas[i] > most ? (double)s.sigmas[i] : most;
+        s.init_noise_sigma = c.timestep_spacing == LEADING ? sqrt(most * most + 1) : most;
     }
     for (int i = 0; i < (c.type == PNDM ? 5 : c.type == DPMPP ? 1 : 0); i++)
         s.history[i] = tensor_new_high(a, latents);
@@ -399,11 +423,68 @@ void sched_input(const scheduler *s, tensor x, tensor sample)
     scale_to(x, sample, is_euler(s->config.type) ? 1 / sqrt(sigma * sigma + 1) : 1);
 }
 
-/* The clean sample is x0 = p x + q v, by the table at the head of this section. */
-static void clean_factors(prediction type, double alpha, double beta, double *p, double *q)
+/* The clean sample is x0 = (x_share x + v_share v) / divisor, by the table at the head of this section; then clamped to
+ * +-bound and divided by unit. The division comes last because alpha is 0 where a schedule ends in pure noise. */
+typedef struct { real x_share, v_share, divisor, bound, unit; } clean_rule;
+
+/* size: by how much the sample is larger than the x that the model knows. */
+static clean_rule clean_rule_of(prediction type, double alpha, double beta, double size)
 {
-    *p = type == V_PREDICTION ? alpha : type == EPSILON ? 1 / alpha : 0;
-    *q = type == V_PREDICTION ? -beta : type == EPSILON ? -beta / alpha : 1;
+    clean_rule c = { .divisor = (real)(type == EPSILON ? alpha : 1), .bound = (real)INFINITY, .unit = 1 };
+    c.x_share = (real)((type == V_PREDICTION ? alpha : type == EPSILON ? 1 : 0) / size);
+    c.v_share = (real)(type == SAMPLE ? 1 : -beta);
+    return c;
+}
+
+static real clean(const clean_rule *c, real x, real v)
+{
+    real x0 = (c->x_share * x + c->v_share * v) / c->divisor;
+    return (x0 < -c->bound ? -c->bound : x0 > c->bound ? c->bound : x0) / c->unit;
+}
+
+/* The bits of a number's magnitude, which are in its order. */
+static uint64_t magnitude(double x)
+{
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits & ~((uint64_t)1 << 63);
+}
+
+/* The magnitude of a clean sample that `rank` others are below, by bisection over its bits from the highest: a copy to
+ * be sorted would cost memory. */
+static double ranked(const clean_rule *c, tensor x, tensor v, int64_t rank)
+{
+    uint64_t found = 0;
+    double result;
+    for (int bit = 62; bit >= 0; bit--) {
+        int64_t below = 0;
+        for (int64_t i = 0; i < tensor_count(x) && x.data; i++)
+            below += magnitude((double)clean(c, x.data[i], v.data[i])) < (found | (uint64_t)1 << bit);
+        if (below <= rank)
+            found |= (uint64_t)1 << bit;
+    }
+    memcpy(&result, &found, sizeof result);
+    return result;
+}
+
+/* Where the configuration bounds the clean samples.
+ *
+ * Formula   clip_sample: bound clip_sample_range.   thresholding: bound and unit s, the dynamic_thresholding_ratio's
+ *           quantile of all |x0|, linear between two of them, and at least 1 and at most sample_max_value
+ * Source    Saharia et al., 2022, arXiv 2205.11487, section 2.3; _threshold_sample of the schedulers, torch.quantile
+ */
+static void bound_clean(const scheduler *s, clean_rule *c, tensor x, tensor v)
+{
+    const sched_config *f = &s->config;
+    if (f->thresholding) {
+        double place = f->dynamic_thresholding_ratio * (double)(tensor_count(x) - 1), part = place - floor(place);
+        double low = ranked(c, x, v, (int64_t)place), high = part > 0 ? ranked(c, x, v, (int64_t)place + 1) : low;
+        double value = part < 0.5 ? low + part * (high - low) : high - (high - low) * (1 - part);
+        value = value < 1 ? 1 : value;
+        c->bound = c->unit = (real)(value > f->sample_max_value ? f->sample_max_value : value);
+    } else if (f->clip_sample) {
+        c->bound = (real)f->clip_sample_range;
+    }
 }
 
 /* A at a timestep. The last step goes below 0, to the clean sample (A = 1, set_alpha_to_one) or to the first entry of
@@ -421,23 +502,21 @@ static double alpha_at(const scheduler *s, double t)
  * Formula   x' = alpha' x0 + beta' e
  * Method    splits x into signal and noise as the model sees them, and mixes them anew with the next step's shares. It
  *           is exact as long as x0 and e stay the same from one step to the next.
- *           clip_sample clamps x0; e stays that of the unclamped x0 (use_clipped_model_output is false).
+ *           bound_clean bounds x0; e stays that of the unbounded x0 (use_clipped_model_output is false).
  * Source    Song, Meng, Ermon, 2020, arXiv 2010.02502, formula 12; DDIMScheduler.step
  */
 static void step_ddim(const scheduler *s, tensor x, tensor v)
 {
     double t = s->timesteps[s->index], now = alpha_at(s, t), then = alpha_at(s, t - (double)stride(s));
-    double alpha = sqrt(now), beta = sqrt(1 - now), p, q;
+    double alpha = sqrt(now), beta = sqrt(1 - now);
     prediction type = s->config.prediction_type;
-    clean_factors(type, alpha, beta, &p, &q);
-    real clean_x = (real)p, clean_v = (real)q, bound = (real)s->config.clip_sample_range;
+    clean_rule c = clean_rule_of(type, alpha, beta, 1);
+    bound_clean(s, &c, x, v);
     real keep = (real)sqrt(then), noise = (real)sqrt(1 - then), a = (real)alpha, b = (real)beta;
     for (int64_t i = 0; i < tensor_count(x) && x.data; i++) {
-        real xi = x.data[i], vi = v.data[i], x0 = clean_x * xi + clean_v * vi;
-        real e = type == V_PREDICTION ? a * vi + b * xi : type == EPSILON ? vi : (xi - a * x0) / b;
-        if (s->config.clip_sample)
-            x0 = x0 < -bound ? -bound : x0 > bound ? bound : x0;
-        x.data[i] = keep * x0 + noise * e;
+        real xi = x.data[i], vi = v.data[i];
+        real e = type == V_PREDICTION ? a * vi + b * xi : type == EPSILON ? vi : (xi - a * vi) / b;
+        x.data[i] = keep * clean(&c, xi, vi) + noise * e;
     }
 }
 
@@ -448,21 +527,20 @@ static void step_ddim(const scheduler *s, tensor x, tensor v)
  * Method    with x = x0 + s e the curve's slope is dx/ds = (x - x0)/s = e, and one straight line goes to the next
  *           sigma. The ancestral step goes further down than s' and makes up for it with fresh noise, down^2 + up^2 =
  *           s'^2, so errors of early steps are washed out; in the last step s' = 0 and so is up, but its noise is drawn
- *           all the same. x here is 1/alpha = sqrt(s^2 + 1) times the x of clean_factors, which is why p is divided by
- *           `size`.
+ *           all the same. x here is 1/alpha = sqrt(s^2 + 1) times the x that the model knows, which is why x_share is
+ *           divided by `size`.
  * Source    Karras et al., 2022, arXiv 2206.00364, algorithm 1 without its second-order correction; k-diffusion's
  *           sample_euler_ancestral; EulerDiscreteScheduler.step, EulerAncestralDiscreteScheduler.step
  */
 static void step_euler(const scheduler *s, tensor x, tensor v, tensor noise)
 {
     double sigma = (double)s->sigmas[s->index], next = (double)s->sigmas[s->index + 1], size = sqrt(sigma * sigma + 1);
-    double p, q, up = noise.data ? sqrt(next * next * (sigma * sigma - next * next) / (sigma * sigma)) : 0;
+    double up = noise.data ? sqrt(next * next * (sigma * sigma - next * next) / (sigma * sigma)) : 0;
     double down = noise.data ? sqrt(next * next - up * up) : next;
-    clean_factors(s->config.prediction_type, 1 / size, sigma / size, &p, &q);
-    real clean_x = (real)(p / size), clean_v = (real)q, step = (real)(down - sigma);
-    real divisor = (real)sigma, amount = (real)up;
+    clean_rule c = clean_rule_of(s->config.prediction_type, 1 / size, sigma / size, size);
+    real step = (real)(down - sigma), divisor = (real)sigma, amount = (real)up;
     for (int64_t i = 0; i < tensor_count(x) && x.data; i++) {
-        real x0 = clean_x * x.data[i] + clean_v * v.data[i];
+        real x0 = clean(&c, x.data[i], v.data[i]);
         x.data[i] = x.data[i] + (x.data[i] - x0) / divisor * step;
         if (noise.data)
             x.data[i] += amount * noise.data[i];
@@ -489,13 +567,14 @@ static void step_dpmpp(const scheduler *s, tensor x, tensor v)
         be[i] = sigma * al[i];
         la[i] = sigma > 0 ? log_own(al[i]) - log_own(be[i]) : 0;
     }
-    double p, q, h = la[2] - la[1], ratio = (la[1] - la[0]) / h;
+    double h = la[2] - la[1], ratio = (la[1] - la[0]) / h;
     bool last = s->index + 1 == s->calls, second = s->index > 0 && !last;
-    clean_factors(s->config.prediction_type, al[1], be[1], &p, &q);
-    real clean_x = (real)p, clean_v = (real)q, keep = (real)(be[2] / be[1]);
+    clean_rule c = clean_rule_of(s->config.prediction_type, al[1], be[1], 1);
+    bound_clean(s, &c, x, v);
+    real keep = (real)(be[2] / be[1]);
     real gain = (real)(last ? 1 : -al[2] * (exp_own(-h) - 1)), bend = (real)(second ? 1 / (2 * ratio) : 0);
     for (int64_t i = 0; i < tensor_count(x) && x.data; i++) {
-        real m = clean_x * x.data[i] + clean_v * v.data[i], m0 = s->history[0].data[i];
+        real m = clean(&c, x.data[i], v.data[i]), m0 = s->history[0].data[i];
         s->history[0].data[i] = m;
         x.data[i] = keep * x.data[i] + gain * (second ? m + bend * (m - m0) : m);
     }
@@ -550,23 +629,34 @@ static void remember_output(scheduler *s, tensor v)
  * Formula   x' = R(x, t, t - n/N, (55 v - 59 v_1 + 37 v_2 - 9 v_3) / 24),    v_k the output k steps before
  * Method    Adams-Bashforth of order four needs three outputs before it. The first three steps make them, with the four
  *           calls of classical Runge-Kutta each; the first call's output is remembered. Hence N + 9 calls and N >= 4.
+ *           Without the warm-up (skip_prk_steps) the order grows from one to four with the outputs there are, and the
+ *           first step is made anew in the second call, from where it began (history[3]), along the mean of the first
+ *           two outputs, of which the second is not remembered. Hence N + 1 calls.
  * Source    Liu et al., 2022, arXiv 2202.09778, algorithm 2; PNDMScheduler.step_plms
  */
 static void step_pndm(scheduler *s, tensor x, tensor v)
 {
-    if (s->index < 12) {
+    static const double adams[][4] = { { 1 }, { 1.5, -0.5 }, { 23.0 / 12, -16.0 / 12, 5.0 / 12 },
+                                       { 55.0 / 24, -59.0 / 24, 37.0 / 24, -9.0 / 24 }, { 0.5, 0.5 } };
+    bool skip = s->config.skip_prk_steps, again = skip && s->index == 1;
+    if (!skip && s->index < WARM_UP) {
         if (s->index % 4 == 0)
             remember_output(s, v);
         pndm_warm_up(s, x, v);
         return;
     }
-    tensor m = s->history[4];
-    double t = s->timesteps[s->index];
-    blend_to(m, v, s->history[0], 55.0 / 24, -59.0 / 24);
-    add_part(m, s->history[1], 37.0 / 24);
-    add_part(m, s->history[2], -9.0 / 24);
-    remember_output(s, v);
-    pndm_transfer(s, x, x, t, t - (double)stride(s), m);
+    int order = !skip || s->index > 3 ? 4 : again ? 2 : s->index ? (int)s->index : 1;
+    const double *share = adams[again ? 4 : order - 1];
+    tensor m = s->history[4], start = s->history[3];
+    double t = s->timesteps[s->index] + (again ? (double)stride(s) : 0);
+    scale_to(m, v, share[0]);
+    for (int k = 1; k < order; k++)
+        add_part(m, s->history[k - 1], share[k]);
+    if (skip && s->index == 0)
+        tensor_copy(start, x);
+    if (!again)
+        remember_output(s, v);
+    pndm_transfer(s, x, again ? start : x, t, t - (double)stride(s), m);
 }
 
 /* The sample of the next call, in place. noise: of the sample's shape, for Euler A alone; data NULL: none. */
@@ -687,8 +777,11 @@ typedef struct {
     const char *camera, *motion;
     double cfg;                             /* guidance; 1 and less: off */
     uint64_t seed;
+    rng rng;
     sched_type scheduler;
     const safetensors *loras[MAX_FILES]; double lora_scales[MAX_FILES]; int nloras;
+    fp8_mode fp8; dtype fp8_type;
+    vae_tiling tiling;
     double tea_threshold; int64_t tea_start, tea_end;   /* 0: off */
     bool enhance; double enhance_weight; int64_t enhance_start, enhance_end;
     hooks *hooks;                           /* NULL: nobody looks into the run */
@@ -722,7 +815,7 @@ typedef struct {
  *
  * Random numbers are drawn in a fixed order, and a stage that is skipped draws none: the first generator makes the
  * noise and, for Euler A, one more tensor after every call; the second makes the posterior's noise of the mask, then of
- * the masked video. Both are torch's CPU generator, in float32, bit for bit.
+ * the masked video. Both are torch's generator, of the CPU in float32, bit for bit, or of a GPU (--rng cuda).
  */
 
 /* Stops a run at the first stage that is not a finite number: a clip of black frames after an hour says nothing. Names
@@ -740,7 +833,8 @@ static void check_finite(tensor x, const char *stage, const weights *first, cons
         const st_tensor *t = suspects[i] ? weights_nonfinite(suspects[i], &index) : NULL;
         if (t)
             die(BAD_INPUT, "%s/%s: %s: element %lld is not a finite number, which shows at %s; the file is damaged, get "
-                "it again", suspects[i]->folder, suspects[i]->stem, t->name, (long long)index, stage);
+                "it again%s", suspects[i]->folder, suspects[i]->stem, t->name, (long long)index, stage,
+                suspects[i]->fp8 ? ", or out of the range of --fp8, choose another type" : "");
     }
     die(BAD_INPUT, "%s: element %lld is %g, expected a finite number; an input is damaged, or a guidance or the weight "
         "of a low-rank update too large", stage, (long long)bad, (double)x.data[bad]);
@@ -888,7 +982,7 @@ static tensor inpaint_latents(const run *r, const job *j, shape latents)
     dump(r, pixels, CHANNELS_FIRST, "pixels");
     apply_mask(r, j, masks, pixels);
     generator g;
-    generator_seed(&g, j->seed);
+    generator_seed(&g, j->rng, j->seed);
     run inner = *r;
     inner.hooks = NULL;         /* the encoder's own stages would have the same names twice */
     for (int i = 0; i < 2; i++) {
@@ -1177,7 +1271,7 @@ static unsigned char *generate(const run *r, const job *j, int64_t *frames)
     scheduler s = sched_new(a, j->sched, j->steps, size);
     dump_timesteps(r, &s);
     generator g;
-    generator_seed(&g, j->seed);
+    generator_seed(&g, j->rng, j->seed);
     tensor latents = fresh_noise(a, &g, size);
     size_t mark = arena_mark(a);
     given(r, latents, CHANNELS_FIRST, "noise");
@@ -1534,13 +1628,51 @@ static void check_model(const job *j)
             "out");
 }
 
-/* DPM++ takes one point more than steps (fill_timesteps); PNDM three steps for its warm-up and one to go to. */
+/* DPM++ takes one point more than steps (fill_timesteps); PNDM three steps for its warm-up and one to go to. For some
+ * counts numpy.arange has a number too many for `trailing`, and the public classes go on to a timestep of -1. */
 static void check_count(const job *j)
 {
-    int64_t least = j->scheduler == PNDM ? 4 : 1, most = j->sched.num_train_timesteps - (j->scheduler == DPMPP);
+    int64_t least = j->scheduler == PNDM && !j->sched.skip_prk_steps ? 4 : 1;
+    int64_t most = j->sched.num_train_timesteps - (j->scheduler == DPMPP);
     if (j->steps < least || j->steps > most)
         die(BAD_INPUT, "--steps: got %lld, expected %lld to %lld for %s", (long long)j->steps, (long long)least,
             (long long)most, sched_names[j->scheduler]);
+    double n = (double)j->sched.num_train_timesteps, steps = (double)j->steps;
+    if (j->sched.timestep_spacing == TRAILING && n / (n / steps) > steps)
+        die(BAD_INPUT, "--steps: got %lld, which trailing spacing makes %lld in the public code; choose another number",
+            (long long)j->steps, (long long)j->steps + 1);
+}
+
+/* Says what the options that are off by default change. h, w: of the clip, in pixels. (TeaCache: report_tea.) */
+static void report_changes(const job *j, int64_t h, int64_t w)
+{
+    static const char *const modes[] = { "off", "lite", "strong", "extreme" };
+    if (j->quiet)
+        return;
+    for (int i = 0; i < j->nloras; i++) {
+        long long layers = 0;
+        for (int64_t k = 0; k < j->loras[i]->count; k++)
+            layers += ends_with(j->loras[i]->tensors[k].name, ".lora_up.weight");
+        fprintf(stderr, "lora: %s: %lld layer%s updated, weight %g\n", j->loras[i]->path, layers,
+                layers == 1 ? "" : "s", j->lora_scales[i]);
+    }
+    if (j->fp8)
+        fprintf(stderr, "fp8: %s: %lld layers of the transformer rounded to %s\n", modes[j->fp8],
+                (long long)dit_weights(j->dit)->fp8_layers, dtype_name[j->fp8_type]);
+    if (j->rng.sms)
+        fprintf(stderr, "rng: a GPU's of %d multiprocessors with %d threads each, in %s\n", j->rng.sms, j->rng.threads,
+                j->rng.bf16 ? "bf16" : "f32");
+    if (j->enhance) {
+        long long calls = j->steps - j->enhance_start - j->enhance_end;
+        fprintf(stderr, "enhance-a-video: weight %g in %lld calls\n", j->enhance_weight, calls > 0 ? calls : 0);
+    }
+    if (j->tiling.given) {
+        const vae_config *c = vae_settings(j->vae);
+        int64_t scale = vae_scale(c);
+        fprintf(stderr, "vae tiling: tiles of %lld pixels overlapping by %g, %lld to encode, %lld to decode\n",
+                (long long)c->tile_sample_min_size, c->tile_overlap_factor, (long long)vae_tiles(c, false, h, w),
+                (long long)vae_tiles(c, true, h / scale, w / scale));
+    }
 }
 
 /* Everything for flow_generate. The VAE comes before the rest because its slices decide the frames, and what the
@@ -1548,15 +1680,17 @@ static void check_count(const job *j)
 static void open_generate(job *j)
 {
     check_index(j);
-    j->vae = vae_open(inside(j, "vae"), true, true, j->allow_unknown);
+    j->vae = vae_open(inside(j, "vae"), true, true, j->tiling, j->allow_unknown);
     choose_size(j);
     choose_frames(j);
     j->clip = clip_open(inside(j, "image_encoder"), j->allow_unknown);
-    j->dit = dit_open(inside(j, "transformer"), j->loras, j->lora_scales, j->nloras, j->allow_unknown);
+    dit_changes changes = { j->loras, j->lora_scales, j->nloras, j->fp8, j->fp8_type };
+    j->dit = dit_open(inside(j, "transformer"), changes, j->allow_unknown);
     j->sched = sched_read(inside(j, "scheduler"), j->scheduler);
     open_controls(j);
     check_model(j);
     check_count(j);
+    report_changes(j, j->height, j->width);
 }
 
 /* The pictures at the clip's size, and the first as CLIP gets it. After the plan, which needs no picture: a size that no
@@ -1606,7 +1740,7 @@ static void command_encode(job *j)
     need_output(j, "-o LATENTS.safetensors");
     if (!j->starts)
         die(BAD_INPUT, "--image: expected at least one picture; give them with -i, one a frame");
-    j->vae = vae_open(inside(j, "vae"), true, false, j->allow_unknown);
+    j->vae = vae_open(inside(j, "vae"), true, false, j->tiling, j->allow_unknown);
     int64_t scale = vae_scale(vae_settings(j->vae));
     j->width = j->start[0].w;
     j->height = j->start[0].h;
@@ -1615,6 +1749,7 @@ static void command_encode(job *j)
         if (j->start[i].w != j->width || j->start[i].h != j->height || j->width % scale || j->height % scale)
             die(BAD_INPUT, "--image: picture %d is %lld x %lld, expected pictures of one size whose sides are "
                 "multiples of %lld", i + 1, (long long)j->start[i].w, (long long)j->start[i].h, (long long)scale);
+    report_changes(j, j->height, j->width);
     run_flow(j, flow_encode, NULL);
 }
 
@@ -1624,7 +1759,7 @@ static void command_decode(job *j)
 {
     need_output(j, frames_out);
     need(j->latents, "--latents", "-l LATENTS.safetensors");
-    j->vae = vae_open(inside(j, "vae"), false, true, j->allow_unknown);
+    j->vae = vae_open(inside(j, "vae"), false, true, j->tiling, j->allow_unknown);
     j->given = safetensors_open(j->latents);
     const st_tensor *t = safetensors_find(j->given, "latents");
     long long z = vae_settings(j->vae)->latent_channels, scale = vae_scale(vae_settings(j->vae));
@@ -1635,6 +1770,7 @@ static void command_decode(job *j)
     if (!readable || t->ndim != 4 || t->dim[0] != z || !t->count)
         die(BAD_INPUT, "%s: latents: got %s of %d dimensions, expected F32, F64, F16 or BF16 of [%lld, frames, "
             "height/%lld, width/%lld]", j->latents, dtype_name[t->type], t->ndim, z, scale, scale);
+    report_changes(j, t->dim[2] * scale, t->dim[3] * scale);
     run_flow(j, flow_decode, NULL);
 }
 
@@ -1796,7 +1932,7 @@ static void command_info(job *j)
         print_weights(j->embeddings, j->verbose);
         info_plan(j);
     } else if (access(inside(j, "vae"), R_OK) == 0) {
-        j->vae = vae_open(inside(j, "vae"), true, true, j->allow_unknown);
+        j->vae = vae_open(inside(j, "vae"), true, true, j->tiling, j->allow_unknown);
         info_vae(j);
     } else {
         die(BAD_INPUT, "%s: got neither a .safetensors file nor a folder with model_index.json or vae/; give a model "
@@ -2040,8 +2176,8 @@ enum { COMMANDS = 8 };
 
 typedef enum {
     O_MODEL, O_IMAGE, O_END, O_LATENTS, O_OUTPUT, O_SIZE, O_RESOLUTION, O_FRAMES, O_LONG, O_CAMERA, O_MOTION, O_STEPS,
-    O_CFG, O_SEED, O_SCHEDULER, O_LORA, O_TEACACHE, O_ENHANCE, O_DUMP, O_FILTER, O_INJECT, O_STOP, O_CHECK, O_UNKNOWN,
-    O_CLASS, O_JSON, O_QUIET, O_VERBOSE, O_HELP, O_VERSION, OPTIONS
+    O_CFG, O_SEED, O_RNG, O_SCHEDULER, O_LORA, O_FP8, O_TEACACHE, O_ENHANCE, O_TILING, O_DUMP, O_FILTER, O_INJECT,
+    O_STOP, O_CHECK, O_UNKNOWN, O_CLASS, O_JSON, O_QUIET, O_VERBOSE, O_HELP, O_VERSION, OPTIONS
 } option_id;
 
 static const struct {
@@ -2063,10 +2199,15 @@ static const struct {
     [O_STEPS] = { "steps", 0, "N", CLIPS, "denoising steps (25)" },
     [O_CFG] = { "cfg", 0, "X", CLIPS, "guidance; 1 and less: off, half the time (7.0)" },
     [O_SEED] = { "seed", 0, "N", CLIPS, "random seed (42)" },
+    [O_RNG] = { "rng", 0, "DEVICE", CLIPS, "torch's noise there: cpu, or a GPU, cuda:SMSxTHREADS[:f32|bf16] (cpu; bf16)" },
     [O_SCHEDULER] = { "scheduler", 0, "WORD", CLIPS, "ddim euler euler_a dpm++ pndm (ddim)" },
     [O_LORA] = { "lora", 0, "FILE[:WEIGHT]", CLIPS, "low-rank updates of the transformer; repeatable" },
+    [O_FP8] = { "fp8", 0, "MODE[:e4m3|e5m2]", CLIPS,
+                "weights of the transformer rounded to FP8: lite strong extreme (e4m3)" },
     [O_TEACACHE] = { "teacache", 0, "T[,START,END]", CLIPS, "reuse calls that change less than T (0.1,3,1)" },
     [O_ENHANCE] = { "enhance-a-video", 0, "W[,START,END]", CLIPS, "strengthen attention between frames (1,0,0)" },
+    [O_TILING] = { "vae-tiling", 0, "WHERE[,SIZE[,OVERLAP]]", FOR(GENERATE) | FOR(INFO) | FOR(ENCODE) | FOR(DECODE),
+                   "none encoder decoder both; tiles of SIZE pixels that share a part (the model's)" },
     [O_DUMP] = { "dump", 0, "FOLDER", RUNS | FOR(INFO), "write every stage as FOLDER/NAME.safetensors" },
     [O_FILTER] = { "dump-filter", 0, "GLOB", RUNS, "only stages whose name matches; repeatable" },
     [O_INJECT] = { "inject", 0, "PATH[:GLOB]", RUNS,
@@ -2110,6 +2251,7 @@ static void print_help(void)
            "  ruyi -m weights/ruyi-tiny -i weights/start/village.ppm --size 128x128 --frames 24 -o - "
            "| ffmpeg -i - village.mp4\n"
            "  ruyi info weights/ruyi-tiny --size 128x128 --frames 24\n\n"
+           "GPUs for --rng: RTX 4090 cuda:128x1536, RTX 3090 cuda:82x1536, A100 cuda:108x2048, H100 cuda:132x2048\n"
            "Threads: OMP_NUM_THREADS. Exit codes: 0 done, 1 a comparison differs, 2 bad input or usage, "
            "3 system error.\n");
 }
@@ -2217,6 +2359,60 @@ static void read_lora(job *j, const char *text)
     free(path);
 }
 
+/* What stands before the first `mark` of a text, as a new string; *rest: what stands behind it, or NULL. */
+static char *read_head(const char *text, char mark, const char **rest)
+{
+    const char *found = strchr(text, mark);
+    *rest = found ? found + 1 : NULL;
+    return found ? text_of("%.*s", (int)(found - text), text) : text_of("%s", text);
+}
+
+/* "MODE[:TYPE]". */
+static void read_fp8(job *j, const char *text)
+{
+    static const char *const modes[] = { "lite", "strong", "extreme" }, *const types[] = { "e4m3", "e5m2" };
+    const char *type;
+    char *mode = read_head(text, ':', &type);
+    j->fp8 = (fp8_mode)(FP8_LITE + read_word("fp8", mode, modes, 3));
+    j->fp8_type = type && read_word("fp8", type, types, 2) ? F8_E5M2 : F8_E4M3;
+    free(mode);
+}
+
+/* "cpu" or "cuda:SMSxTHREADS[:f32|bf16]". */
+static void read_rng(job *j, const char *text)
+{
+    static const char *const types[] = { "f32", "bf16" };
+    const char *size, *type = NULL, *threads = NULL;
+    char *device = read_head(text, ':', &size), *both = size ? read_head(size, ':', &type) : NULL;
+    char *sms = both ? read_head(both, 'x', &threads) : NULL;
+    j->rng = (rng){ 0 };
+    if (strcmp(text, "cpu")) {
+        if (strcmp(device, "cuda") || !threads)
+            die(BAD_INPUT, "--rng: got %s, expected cpu or cuda:SMSxTHREADS[:f32|bf16], such as cuda:128x1536", text);
+        j->rng.sms = (int32_t)read_whole("rng", sms, 1, 65535);
+        j->rng.threads = (int32_t)read_whole("rng", threads, 256, 65535);
+        j->rng.bf16 = !type || read_word("rng", type, types, 2);
+    }
+    free(device), free(both), free(sms);
+}
+
+/* "WHERE[,SIZE[,OVERLAP]]". */
+static void read_tiling(job *j, const char *text)
+{
+    static const char *const places[] = { "none", "encoder", "decoder", "both" };
+    const char *numbers, *overlap = NULL;
+    char *place = read_head(text, ',', &numbers), *size = numbers ? read_head(numbers, ',', &overlap) : NULL;
+    int where = read_word("vae-tiling", place, places, 4);
+    j->tiling = (vae_tiling){ .given = true, .encoder = where & 1, .decoder = where & 2, .overlap = -1 };
+    if (size)
+        j->tiling.size = read_whole("vae-tiling", size, 1, 1 << 20);
+    if (overlap)
+        j->tiling.overlap = read_real("vae-tiling", overlap);
+    if (overlap && !(j->tiling.overlap >= 0 && j->tiling.overlap < 1))
+        die(BAD_INPUT, "--vae-tiling: got an overlap of %s, expected 0 to less than 1", overlap);
+    free(place), free(size);
+}
+
 /* All pictures of a file after those before it: a PPM may hold several, a pipe any number. */
 static void read_pictures(job *j, const char *path, bool end)
 {
@@ -2276,11 +2472,16 @@ static void apply(job *j, option_id id, const char *value)
     case O_STEPS: j->steps = read_whole(name, value, 1, 1000000); break;
     case O_CFG: j->cfg = read_real(name, value); break;
     case O_SEED: j->seed = read_seed(value); break;
+    case O_RNG: read_rng(j, value); break;
+    case O_FP8: read_fp8(j, value); break;
+    case O_TILING: read_tiling(j, value); break;
     case O_SCHEDULER: j->scheduler = (sched_type)read_word(name, value, sched_names, SCHEDULERS); break;
     case O_LORA: read_lora(j, value); break;
     case O_TEACACHE: read_triple(name, value, &j->tea_threshold, &j->tea_start, &j->tea_end); break;
     case O_ENHANCE:
         read_triple(name, value, &j->enhance_weight, &j->enhance_start, &j->enhance_end);
+        j->enhance_start = j->enhance_start > 0 ? j->enhance_start : 0;     /* as the public code takes them */
+        j->enhance_end = j->enhance_end > 0 ? j->enhance_end : 0;
         j->enhance = true;
         break;
     case O_DUMP: hooks_of(j)->dump_dir = value; break;

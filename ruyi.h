@@ -77,6 +77,7 @@ typedef struct {
     int ndim;
     int64_t dim[MAX_DIMS];
     const char *key;            /* the checkpoint's name of it */
+    dtype fp8;                  /* F8_E4M3, F8_E5M2: rounded to it while widening (--fp8); 0: not */
     const struct lora *lora;    /* low-rank updates of a matrix, added while widening; NULL: none */
 } weight;
 
@@ -85,7 +86,7 @@ typedef struct { weight weight, bias; } layer;
 
 /* W += scale * up @ down, one link per file that names the layer (public: utils/lora_utils.py merge_lora). */
 typedef struct lora {
-    weight up, down;            /* [N][rank], [rank][K] */
+    weight up, down;            /* [N][rank], [rank][K], or [rank][Cin] of a convolution: for every tap the same */
     real scale;                 /* the file's weight * alpha / rank; alpha absent: the weight alone */
     const struct lora *next;
 } lora;
@@ -171,12 +172,16 @@ typedef struct {
     int nfiles;
     bool **used;                /* [file][tensor]: has been bound */
     const safetensors *const *loras; const double *lora_scales; int nloras; bool **lora_used;
+    dtype fp8; uint64_t fp8_least;  /* --fp8: the type, and the elements from which on a matrix is rounded to it; 0: off */
+    const char *const *fp8_kept;    /* globs of layers that stay as they are, up to NULL */
+    int64_t fp8_layers;         /* rounded so far */
     bool random; dtype random_type; /* measurements: every name exists, with random numbers */
     uint64_t copied;            /* bytes of convolution weights that bind_conv put in order */
 } weights;
 weights *weights_open(const char *folder, const char *stem);
 weights *weights_random(dtype type);                /* for measurements */
 void weights_add_loras(weights *w, const safetensors *const *files, const double *scales, int count);   /* before binding */
+void weights_set_fp8(weights *w, dtype t, uint64_t least, const char *const *kept);     /* before binding; least 1: norms, too */
 bool weights_has(const weights *w, const char *key);
 weight bind(weights *w, shape expected, const char *key, ...) PRINTF(3, 4);     /* dies: missing, misshapen, dtype */
 weight bind_conv(weights *w, shape expected, const char *key, ...) PRINTF(3, 4);/* [Cout][Cin][taps] to a copy [Cout][taps][Cin] */
@@ -317,9 +322,17 @@ double log_own(double x);
 double erf_own(double x);
 void sincos_own(double x, double *sine, double *cosine);
 
-/* torch's CPU generator (MT19937, float32 normals), bit for bit. */
-typedef struct { uint32_t state[624]; int next; bool has_second; float second; } generator;
-void generator_seed(generator *g, uint64_t seed);
+/* torch's generators: the CPU's (MT19937, float32 normals), bit for bit, and a CUDA GPU's (Philox), whose numbers depend
+ * on its size. Plain data without padding: its bytes, read back, go on with the same numbers. */
+typedef struct { int32_t sms, threads, bf16; } rng;     /* multiprocessors, 0: the CPU; threads of each; rounded to BF16 */
+typedef struct {
+    rng device;
+    int32_t has_second;         /* CPU: a number is left over from the last pair */
+    uint64_t seed, offset;      /* GPU: the key, and the numbers drawn in each thread */
+    uint32_t state[624];
+    int32_t next; float second;
+} generator;
+void generator_seed(generator *g, rng device, uint64_t seed);
 void generator_randn(generator *g, float *out, int64_t count);
 
 double burn_peak(arena *a);                         /* register-only multiply-adds; returns their operations */
@@ -356,11 +369,18 @@ typedef struct {                /* vae/config.json */
     int64_t block_out_channels; /* its length, which the pipeline reads; 0: absent */
 } vae_config;
 
+typedef struct {                /* --vae-tiling, in place of the configuration's; size 0, overlap < 0: the configuration's */
+    bool given, encoder, decoder;
+    int64_t size;               /* pixels */
+    double overlap;
+} vae_tiling;
+
 typedef struct vae vae;
-vae *vae_open(const char *folder, bool encoder, bool decoder, bool allow_unknown);
+vae *vae_open(const char *folder, bool encoder, bool decoder, vae_tiling tiling, bool allow_unknown);
 const vae_config *vae_settings(const vae *v);
 const weights *vae_weights(const vae *v);
 int64_t vae_scale(const vae_config *c);             /* pixels per latent, in space */
+int64_t vae_tiles(const vae_config *c, bool decode, int64_t h, int64_t w);  /* of a picture of h x w pixels, latents to decode */
 int64_t vae_latent_frames(const vae_config *c, int64_t frames);    /* what the encoder makes of that many frames */
 int64_t vae_video_frames(const vae_config *c, int64_t frames);     /* what the decoder makes of that many latent frames */
 /* [T][H][W][in_channels] in -1..1 -> moments [F][h][w][2 Z]: mean, logvar (not clamped). name: dump prefix or NULL. */
@@ -398,8 +418,13 @@ typedef struct {                /* transformer/config.json */
     int64_t cross_attention_dim, cross_attention_dim_t5, pooled_projection_dim, text_len, text_len_t5;
     int64_t n_query, projection_dim;
 } dit_config;
+typedef enum { FP8_OFF, FP8_LITE, FP8_STRONG, FP8_EXTREME } fp8_mode;
+typedef struct {                /* what a run makes of the transformer's weights; the files on disk stay as they are */
+    const safetensors *const *loras; const double *scales; int nloras;     /* low-rank updates, and what each is worth */
+    fp8_mode fp8; dtype fp8_type;   /* weights rounded to F8_E4M3 or F8_E5M2 */
+} dit_changes;
 typedef struct dit dit;
-dit *dit_open(const char *folder, const safetensors *const *loras, const double *scales, int nloras, bool allow_unknown);
+dit *dit_open(const char *folder, dit_changes changes, bool allow_unknown);
 const dit_config *dit_settings(const dit *d);
 const weights *dit_weights(const dit *d);
 
@@ -454,13 +479,13 @@ typedef struct {                /* scheduler/scheduler_config.json, as the class
     float *trained_betas;
     prediction prediction_type;
     spacing timestep_spacing;
-    bool set_alpha_to_one, clip_sample, rescale_betas_zero_snr;
-    double clip_sample_range;
+    bool set_alpha_to_one, clip_sample, rescale_betas_zero_snr, thresholding, skip_prk_steps;
+    double clip_sample_range, dynamic_thresholding_ratio, sample_max_value;
 } sched_config;
 typedef struct {
     sched_config config;
     float *betas, *alphas_cumprod;  /* [num_train_timesteps] */
-    int64_t steps, calls;       /* asked for; timesteps, and calls of the model (PNDM: steps + 9) */
+    int64_t steps, calls;       /* asked for; timesteps, and calls of the model (PNDM: more) */
     double *timesteps;          /* [calls] */
     float *sigmas;              /* [calls + 1], Euler, Euler A, DPM++ */
     double init_noise_sigma;

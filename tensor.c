@@ -5,7 +5,7 @@
  *     functions  exp2, exp, log, erf, sin, cos from + - * / sqrt fma and bit moves
  *     products   linear, convolution and both attention products on one micro-kernel
  *     norms      LayerNorm, GroupNorm, in double with one rounding
- *     random     torch's CPU generator
+ *     random     torch's generators, of the CPU and of a GPU
  *     textbook   the plain loops that define every sum
  *
  * Invariants. Every sum has one order, written in the textbook loops at the end of this file:
@@ -333,20 +333,48 @@ static int64_t weight_count(weight w)
     return n;
 }
 
+/* x [count] rounded to FP8 in place, to nearest even, as torch casts: beyond the largest number comes nan (E4M3) or
+ * infinity (E5M2), not the largest number. Both ways to round are taken in the bits that a float has left over: above
+ * the smallest normal number by adding half of what is dropped, below by adding and taking off 2^23 of its last places. */
+static void round_fp8(real *x, int64_t count, dtype t)
+{
+    bool e4m3 = t == F8_E4M3;
+    uint32_t drop = e4m3 ? 20 : 21, half = (1u << (drop - 1)) - 1;
+    float normal = e4m3 ? 0x1p-6f : 0x1p-14f, magic = e4m3 ? 0x1p14f : 0x1p7f;      /* 2^23 * 2^-9, 2^23 * 2^-16 */
+    float largest = e4m3 ? 448.0f : 57344.0f, beyond = e4m3 ? NAN : INFINITY;
+    for (int64_t i = 0; i < count; i++) {
+        float f = (float)x[i], size = fabsf(f);
+        uint32_t bits = float_bits(size);
+        float large = bits_float((bits + half + (bits >> drop & 1)) & ~(2 * half + 1)), small = (size + magic) - magic;
+        float rounded = size < normal ? small : large > largest ? beyond : large;
+        x[i] = isnan(f) ? f : copysignf(rounded, f);
+    }
+}
+
+/* Elements first .. first + count of a parameter, as it is stored, or is to be (--fp8). */
+static void widen_part(weight w, int64_t first, int64_t count, real *out)
+{
+    widen(w.data + first * (dtype_bits[w.type] / 8), w.type, count, out);
+    if (w.fp8)
+        round_fp8(out, count, w.fp8);
+}
+
 /* out[0..count) = W[row][first .. first + count), W taken as a matrix of dim[0] rows. Low-rank updates are added
- * here, in the order of the files: W += scale * up[row][r] * down[r], r in order. */
+ * here, in the order of the files: W += scale * up[row][r] * down[r], r in order; down [rank][Cin] of a convolution
+ * [Cout][taps][Cin] is the same for all taps. */
 void weight_row(weight w, int64_t row, int64_t first, int64_t count, real *out)
 {
     int64_t width = weight_count(w) / w.dim[0];
-    widen(w.data + (row * width + first) * (dtype_bits[w.type] / 8), w.type, count, out);
+    widen_part(w, row * width + first, count, out);
     for (const lora *l = w.lora; l; l = l->next)        /* the matrix on disk stays as it is; merged rows exist here only */
         for (int64_t r = 0; r < l->up.dim[1]; r++) {
             real up, down[CHUNK];
             weight_row(l->up, row, r, 1, &up);
             up *= l->scale;
-            for (int64_t k = 0; k < count; k += CHUNK) {
-                int64_t n = smaller(CHUNK, count - k);
-                weight_row(l->down, r, first + k, n, down);
+            for (int64_t k = 0, n; k < count; k += n) {
+                int64_t at = (first + k) % l->down.dim[1];
+                n = smaller(smaller(CHUNK, count - k), l->down.dim[1] - at);
+                weight_row(l->down, r, at, n, down);
                 for (int64_t i = 0; i < n; i++)
                     out[k + i] = fma_real(up, down[i], out[k + i]);
             }
@@ -359,10 +387,12 @@ real *weight_vector(arena *a, weight w)
 {
     if (!w.data)
         return NULL;
-    int64_t n = weight_count(w);
+    int64_t n = weight_count(w), rows = w.lora ? w.dim[0] : 1;
     real *out = arena_alloc(a, (size_t)n, sizeof(real));
-    if (out)
-        widen(w.data, w.type, n, out);
+    for (int64_t row = 0; row < rows && out && w.lora; row++)
+        weight_row(w, row, 0, n / rows, out + row * (n / rows));
+    if (out && !w.lora)
+        widen_part(w, 0, n, out);
     return out;
 }
 
@@ -1268,13 +1298,14 @@ double burn_peak(arena *a)
  *
  * torch.randn on the CPU, float32, bit for bit: MT19937 (Matsumoto and Nishimura 1998), Box-Muller on blocks of 16
  * with the single-precision logarithm, sine and cosine of Cephes, as torch's AVX2 code evaluates them. Everything here
- * is float whatever `real` is, and every line is one rounding.
+ * is float whatever `real` is, and every line is one rounding. torch.randn on a GPU is at the end.
  */
 
-/* torch.Generator().manual_seed(seed): only the low 32 bits count. A number left over from the pair before is forgotten. */
-void generator_seed(generator *g, uint64_t seed)
+/* torch.Generator(device).manual_seed(seed). On the CPU only the low 32 bits count, on a GPU all 64. A number left over
+ * from the pair before is forgotten. */
+void generator_seed(generator *g, rng device, uint64_t seed)
 {
-    *g = (generator){ .next = 624 };
+    *g = (generator){ .device = device, .seed = seed, .next = 624 };
     g->state[0] = (uint32_t)seed;
     for (uint32_t i = 1; i < 624; i++)
         g->state[i] = 1812433253u * (g->state[i - 1] ^ g->state[i - 1] >> 30) + i;
@@ -1366,21 +1397,75 @@ static double uniform_53(generator *g)
 static float normal_single(generator *g)
 {
     if (g->has_second) {
-        g->has_second = false;
+        g->has_second = 0;
         return g->second;
     }
     double angle = 6.28318530717958647693 * uniform_53(g), sine, cosine;
     double r = sqrt(-2 * log_own(1 - uniform_53(g)));
     sincos_own(angle, &sine, &cosine);
     g->second = (float)(r * sine);
-    g->has_second = true;
+    g->has_second = 1;
     return (float)(r * cosine);
 }
 
-/* count normal numbers as torch.randn(count) draws them next from this generator. Two algorithms, as in torch: fewer than
- * 16 numbers come one by one in double, 16 and more in blocks from 24-bit uniforms. */
+/* Philox4x32-10 (Salmon et al., 2011): four random words for a key and a counter of 128 bits, without any state. */
+static void philox(uint64_t key, uint64_t low, uint64_t high, uint32_t w[4])
+{
+    uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
+    uint32_t c[4] = { (uint32_t)low, (uint32_t)(low >> 32), (uint32_t)high, (uint32_t)(high >> 32) };
+    for (int round = 0; round < 10; round++, k0 += 0x9e3779b9u, k1 += 0xbb67ae85u) {
+        uint64_t p = (uint64_t)c[0] * 0xd2511f53u, q = (uint64_t)c[2] * 0xcd9e8d57u;
+        c[0] = (uint32_t)(q >> 32) ^ c[1] ^ k0;
+        c[1] = (uint32_t)q;
+        c[2] = (uint32_t)(p >> 32) ^ c[3] ^ k1;
+        c[3] = (uint32_t)p;
+    }
+    memcpy(w, c, sizeof c);
+}
+
+/* Two words become two normal numbers, the sine's first. u and v are in the middle of 2^32 steps of (0, 1) and
+ * (0, 2 pi), so that the logarithm is finite. A GPU takes its fast sine and cosine here, by no published formula: ours
+ * are rounded once, and at most 2.2e-6 away from an H100's draws. */
+static void box_muller_words(const uint32_t w[2], bool bf16, float out[2])
+{
+    float u = (float)w[0] * 0x1p-32f + 0x1p-33f, v = fmaf((float)w[1], 6.2831855f * 0x1p-32f, 6.2831855f * 0x1p-33f);
+    float r = sqrtf(-2 * (float)log_own((double)u));
+    double wave[2];
+    sincos_own((double)v, &wave[0], &wave[1]);
+    for (int i = 0; i < 2; i++) {
+        uint32_t bits = float_bits(r * (float)wave[i]);
+        out[i] = bits_float(bf16 ? (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u : bits);
+    }
+}
+
+/* torch.randn on a GPU: every thread t takes four numbers of its own counter at a time and puts them `threads` apart, so
+ * the size of the GPU is in the numbers. aten/src/ATen/native/cuda/DistributionTemplates.h. */
+static void cuda_randn(generator *g, float *out, int64_t count)
+{
+    enum { BLOCK = 256 };       /* threads of a block */
+    int64_t blocks = (count + BLOCK - 1) / BLOCK, most = (int64_t)g->device.sms * (g->device.threads / BLOCK);
+    int64_t threads = BLOCK * smaller(blocks, most), calls = (count + 4 * threads - 1) / (4 * threads);
+    for (int64_t i = 0; i < calls * threads; i++) {
+        int64_t call = i / threads, t = i % threads;
+        uint32_t w[4];
+        float four[4];
+        philox(g->seed, g->offset / 4 + (uint64_t)call, (uint64_t)t, w);
+        box_muller_words(w, g->device.bf16, four);
+        box_muller_words(w + 2, g->device.bf16, four + 2);
+        for (int64_t j = 0; j < 4 && (4 * call + j) * threads + t < count; j++)
+            out[(4 * call + j) * threads + t] = four[j];
+    }
+    g->offset += 4 * (uint64_t)calls;
+}
+
+/* count normal numbers as torch.randn(count) draws them next from this generator. On the CPU two algorithms, as in torch:
+ * fewer than 16 numbers come one by one in double, 16 and more in blocks from 24-bit uniforms. */
 void generator_randn(generator *g, float *out, int64_t count)
 {
+    if (g->device.sms) {
+        cuda_randn(g, out, count);
+        return;
+    }
     if (count < 16) {
         for (int64_t i = 0; i < count; i++)
             out[i] = normal_single(g);

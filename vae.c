@@ -138,7 +138,7 @@ static void check_up_blocks(config file, const vae_config *c)
 }
 
 /* What must hold between fields. */
-static void check_config(config file, const vae_config *c)
+static void check_config(config file, const vae_config *c, bool given)
 {
     int64_t deepest = c->channels[c->levels - 1];
     for (int64_t i = 0; i < c->levels; i++)
@@ -155,8 +155,12 @@ static void check_config(config file, const vae_config *c)
     if (!(c->tile_overlap_factor >= 0 && c->tile_overlap_factor < 1))
         config_refuse(file, "tile_overlap_factor", "expected 0 <= factor < 1");
     /* tiles start every int(size * (1 - overlap)), which must not be 0 */
-    if ((c->tile_encoder || c->tile_decoder) && (double)c->tile_latent_min_size * (1 - c->tile_overlap_factor) < 1)
+    if ((c->tile_encoder || c->tile_decoder) && (double)c->tile_latent_min_size * (1 - c->tile_overlap_factor) < 1) {
+        if (given)
+            die(BAD_INPUT, "--vae-tiling: got tiles of %lld pixels overlapping by %g, expected larger tiles: this is less "
+                "than a latent", (long long)c->tile_sample_min_size, c->tile_overlap_factor);
         config_refuse(file, "tile_sample_min_size", "expected more, enough for tiles of the latents");
+    }
     if (!(c->scaling_factor != 0 && isfinite(c->scaling_factor)))
         config_refuse(file, "scaling_factor", "expected a number that is not 0");
 }
@@ -191,8 +195,8 @@ static slice_mode read_slice_mode(config f)
 
 /* The whole file. mini_batch_encoder and mini_batch_decoder are the lengths of slices in frames and in latent frames;
  * the pipeline also takes its ratio of frames to latent frames from them. tile_latent_min_size is int(sample size /
- * scale). */
-static vae_config read_config(const char *folder)
+ * scale). What --vae-tiling says replaces the file's tiles. */
+static vae_config read_config(const char *folder, vae_tiling tiles)
 {
     config f = config_open(folder, "config.json");
     vae_config c = {
@@ -215,6 +219,12 @@ static vae_config read_config(const char *folder)
     bool tiling = config_bool(f, "use_tiling", false);      /* both directions */
     c.tile_encoder = config_bool(f, "use_tiling_encoder", false) || tiling;
     c.tile_decoder = config_bool(f, "use_tiling_decoder", false) || tiling;
+    if (tiles.given) {
+        c.tile_encoder = tiles.encoder;
+        c.tile_decoder = tiles.decoder;
+        c.tile_sample_min_size = tiles.size ? tiles.size : c.tile_sample_min_size;
+        c.tile_overlap_factor = tiles.overlap >= 0 ? tiles.overlap : c.tile_overlap_factor;
+    }
     read_channels(f, &c);
     c.tile_latent_min_size = c.tile_sample_min_size / vae_scale(&c);
     read_block_types(f, "down_block_types", "Down", c.levels, c.down_time);
@@ -222,7 +232,7 @@ static vae_config read_config(const char *folder)
     expect_word(f, "mid_block_type", "MidBlock3D", "MidBlock3D");
     expect_word(f, "act_fn", "silu", "swish");
     refuse_gc_blocks(f);
-    check_config(f, &c);
+    check_config(f, &c, tiles.given);
     return c;
 }
 
@@ -320,10 +330,10 @@ static void bind_coder(weights *w, const vae_config *c, coder *k, bool decode)
 /* Reads folder (a model's vae/): config.json and the weights of the halves that are wanted. Decoding smooths, which
  * encodes, too, except with a cache. The other half is known and left alone; whatever else the file holds is an error
  * unless it is allowed. */
-vae *vae_open(const char *folder, bool encoder, bool decoder, bool allow_unknown)
+vae *vae_open(const char *folder, bool encoder, bool decoder, vae_tiling tiles, bool allow_unknown)
 {
     vae *v = allocate(1, sizeof *v);
-    v->config = read_config(folder);
+    v->config = read_config(folder, tiles);
     v->weights = weights_open(folder, "diffusion_pytorch_model");
     if (encoder || v->config.mode != SLICE_CACHE) {
         bind_coder(v->weights, &v->config, &v->encoder, false);
@@ -847,7 +857,7 @@ static void check_tiling(const vae_config *c, bool decode, tensor in, const tili
         }
         if (sum != output_side(c, decode, side))
             die(BAD_INPUT, "vae: tile_sample_min_size %lld with tile_overlap_factor %g does not tile %lld x %lld; use "
-                "another --size", (long long)c->tile_sample_min_size, c->tile_overlap_factor, (long long)in.dim[2],
+                "another --size or --vae-tiling", (long long)c->tile_sample_min_size, c->tile_overlap_factor, (long long)in.dim[2],
                 (long long)in.dim[1]);
     }
 }
@@ -968,12 +978,21 @@ static tensor code_tiles(const run *r, const vae *v, bool decode, tensor in)
  * and multiplies by scaling_factor, which makes the latents' size about that of the noise that the DiT begins with. The
  * decoder wants that factor divided out. All of this is done in ruyi.c. */
 
+/* How many tiles code a picture of h x w pixels, or of h x w latents to decode; 1: it is coded whole. */
+int64_t vae_tiles(const vae_config *c, bool decode, int64_t h, int64_t w)
+{
+    int64_t size = decode ? c->tile_latent_min_size : c->tile_sample_min_size;
+    if (!(decode ? c->tile_decoder : c->tile_encoder) || (h <= size && w <= size))
+        return 1;
+    tiling g = tiling_of(c, decode, (tensor){ .ndim = 4, .dim = { 1, h, w, 1 } });
+    return g.rows * g.columns;
+}
+
 /* pixels [T][H][W][3] in -1..1 -> moments [F][h][w][2 Z]: mean, then log variance, not clamped. Tiles where either side
  * is larger than a tile. AutoencoderKLMagvit.encode. */
 tensor vae_encode(const run *r, const vae *v, tensor pixels)
 {
-    int64_t size = v->config.tile_sample_min_size;
-    bool tiled = v->config.tile_encoder && (pixels.dim[1] > size || pixels.dim[2] > size);
+    bool tiled = vae_tiles(&v->config, false, pixels.dim[1], pixels.dim[2]) > 1;
     if (is_given(r, "vae.moments")) {
         tensor moments = tensor_new(r->arena, output_shape(&v->config, false, pixels));
         given(r, moments, CHANNELS_FIRST, "vae.moments");
@@ -985,8 +1004,7 @@ tensor vae_encode(const run *r, const vae *v, tensor pixels)
 /* latents [F][h][w][Z], already divided by scaling_factor -> [T][H][W][3], not clamped. AutoencoderKLMagvit.decode. */
 tensor vae_decode(const run *r, const vae *v, tensor latents)
 {
-    int64_t size = v->config.tile_latent_min_size;
-    bool tiled = v->config.tile_decoder && (latents.dim[1] > size || latents.dim[2] > size);
+    bool tiled = vae_tiles(&v->config, true, latents.dim[1], latents.dim[2]) > 1;
     return tiled ? code_tiles(r, v, true, latents) : code(r, v, true, latents, &(int){ 0 });
 }
 

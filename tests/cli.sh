@@ -277,7 +277,6 @@ json=scheduler/scheduler_config.json
 broken "unknown prediction_type" $json 's/"v_prediction"/"flow"/' "$json: prediction_type*flow"
 broken "unknown beta_schedule" $json 's/"scaled_linear"/"sigmoid"/' 'beta_schedule*sigmoid*not supported'
 broken "unknown timestep_spacing" $json 's/"leading"/"trail"/' 'timestep_spacing*trail*trailing'
-broken "thresholding" $json 's/"thresholding": false/"thresholding": true/' 'thresholding*true*false'
 broken "trained_betas of another length" $json 's/"trained_betas": null/"trained_betas": [0.1, 0.2]/' 'trained_betas*1000'
 broken "Karras sigmas" $json '1s/$/ "use_karras_sigmas": true,/' 'use_karras_sigmas*true*false' --scheduler euler
 harmless "Karras sigmas, which ddim does not have" $json '1s/$/ "use_karras_sigmas": true,/'
@@ -524,6 +523,164 @@ works "start and end on the one frame" d -m "$base" $small $i1 -e "$in/2.ppm" --
 mv "$out/d/pixels.safetensors" "$in/pixels.safetensors"
 works "the end picture alone on it" d -m "$base" $small -i "$in/2.ppm" --dump d --dump-filter pixels
 same "the end picture wins" "$in/pixels.safetensors" "$out/d/pixels.safetensors"
+
+# ---------------------------------------------------------------- scheduler fields
+
+# Every field that one of the five classes has beside the common ones: refused by name where the class has it and it is
+# not here, and no difference elsewhere.
+set_field='1s/$/ "%s": %s,/'
+field() { printf "$set_field" "$1" "$2"; }
+unsupported() {         # SCHEDULERS THAT HAVE IT, FIELD VALUE
+    for s in ddim euler euler_a dpm++ pndm; do
+        case " $1 " in
+        *" $s "*) broken "$s: $2 $3" $json "$(field "$2" "$3")" "$json: $2" --scheduler $s --steps 4 ;;
+        *) harmless "$s: $2 $3" $json "$(field "$2" "$3")" --scheduler $s --steps 4 ;;
+        esac
+    done
+}
+for name in karras exponential beta; do unsupported "euler dpm++" use_${name}_sigmas true; done
+unsupported "dpm++" use_lu_lambdas true
+unsupported "dpm++" use_flow_sigmas true
+unsupported "euler dpm++" final_sigmas_type '"sigma_min"'
+unsupported "euler" interpolation_type '"log_linear"'
+unsupported "euler" timestep_type '"continuous"'
+unsupported "dpm++" algorithm_type '"sde-dpmsolver++"'
+unsupported "dpm++" solver_type '"heun"'
+unsupported "dpm++" solver_order 3
+unsupported "dpm++" lambda_min_clipped -5.1
+unsupported "dpm++" variance_type '"learned_range"'
+for pair in 'sigma_min 0.1' 'sigma_max 5' 'solver_type "bh2"' 'euler_at_final true' 'lower_order_final false' 'variance_type "fixed_small"' \
+    'flow_shift 3' 'eta 0.5'; do
+    unsupported "" "${pair% *}" "${pair#* }"
+done
+for s in ddim dpm++; do
+    clean; call -m "$base" $small --scheduler $s --steps 4 --dump d --dump-filter 'step.003.latents'
+    cp "$out/d/step.003.latents.safetensors" "$in/s.safetensors"
+    alter $json 's/"thresholding": false/"thresholding": true/'
+    works "$s: thresholding" d -m "$model" $small --scheduler $s --steps 4 --dump d --dump-filter 'step.003.latents'
+    differ "$s: thresholding, other numbers" "$in/s.safetensors" "$out/d/step.003.latents.safetensors"
+done
+alter $json 's/"thresholding": false/"thresholding": true/'
+cp "$model/$json" "$in/json"
+for pair in 'dynamic_thresholding_ratio 1.5' 'sample_max_value 0' 'sample_max_value "x"'; do
+    sed -e '/dynamic_thresholding_ratio/d' -e '/sample_max_value/d' -e "$(field "${pair% *}" "${pair#* }")" "$in/json" >"$model/$json"
+    fails "$pair" 2 "$json: ${pair% *}" -m "$model" $small -o x.y4m
+done
+alter $json "$(field skip_prk_steps true)"
+works "skip_prk_steps: one step" x.y4m -m "$model" $small --scheduler pndm --steps 1 -o x.y4m
+alter $json 's/"leading"/"trailing"/'
+fails "trailing steps that numpy counts twice" 2 '--steps*61*62' -m "$model" $small --steps 61 -o x.y4m
+works "trailing steps" x.y4m -m "$model" $small --steps 8 -o x.y4m
+
+# ---------------------------------------------------------------- what a run changes: --lora --fp8 --vae-tiling --rng
+
+loud="-m $base --size 16x16 --frames 1 --steps 1 -o x.y4m"
+# One update of zeros: NAME, shapes of up and down. The result must not change, but the file must fit.
+nothing_of() {          # BYTES
+    awk -v n="$1" 'BEGIN { for (i = 0; i < n; i++) printf "\\000" }'
+}
+update() {              # NAME UP DOWN BYTES OF UP, OF BOTH
+    tensors "{\"$1.lora_up.weight\":{\"dtype\":\"F32\",\"shape\":[$2],\"data_offsets\":[0,$4]},\"$1.lora_down.weight\":{\"dtype\":\"F32\",\"shape\":[$3],\"data_offsets\":[$4,$5]}}" \
+        "$(nothing_of "$5")" >"$in/lora.safetensors"
+}
+takes "a run"
+cp "$out/x.y4m" "$in/plain.y4m"
+for name in lora_unet__blocks_0_attn1_to_q lora_unet_blocks_0_attn1_to_q blocks_0_attn1_to_q; do
+    update $name 56,1 1,56 224 448
+    takes "--lora, $name" --lora "$in/lora.safetensors"
+    same "--lora, $name of zeros changes nothing" "$in/plain.y4m" "$out/x.y4m"
+done
+works "--lora says what it did" x.y4m $loud --lora "$in/lora.safetensors:-0.5"
+matches "--lora says what it did" 'lora: *lora.safetensors: 1 layer updated, weight -0.5' "$(cat "$tmp/stderr")"
+update lora_unet__pos_embed_proj 56,1,1,1 1,48,1,1 224 416
+takes "--lora of the patch convolution" --lora "$in/lora.safetensors"
+update lora_unet__pos_embed_proj 56,1,1,1 1,48,2,2 224 992
+refused "--lora of a convolution with a kernel" 'pos_embed_proj.lora_down.weight*1, 48, 2, 2*1, 48, 1, 1' --lora "$in/lora.safetensors"
+update lora_unet__pos_embed_proj 56,1 1,48 224 416
+refused "--lora of a convolution by matrices" 'pos_embed_proj.lora_up.weight*56, 1' --lora "$in/lora.safetensors"
+update lora_te1_text_model 56,1 1,56 224 448
+refused "--lora of a text encoder" 'tensor lora_te1_text_model.lora_up.weight*only updates' --lora "$in/lora.safetensors"
+refused "--lora of a text encoder, unknown ones waived" 'lora_te1_text_model' --lora "$in/lora.safetensors" --allow-unknown
+update lora_unet__blocks_0_norm2 56,1 1,1 224 228
+refused "--lora of a norm" 'blocks_0_norm2.lora_up.weight' --lora "$in/lora.safetensors"
+tensors '{"blocks_0_attn1_to_q.lora_up.weight":{"dtype":"F32","shape":[56,1],"data_offsets":[0,224]}}' "$(nothing_of 224)" >"$in/lora.safetensors"
+refused "half an update" 'blocks_0_attn1_to_q.lora_up.weight*alone' --lora "$in/lora.safetensors"
+
+for value in '' weak extreme: extreme:e3m4 e4m3 lite:e4m3:x; do refused "--fp8 '$value'" '--fp8' --fp8 "$value"; done
+fails "--fp8 of encode" 2 '--fp8*encode' encode -m "$base" $i1 --fp8 lite -o x.safetensors
+for mode in lite strong:e5m2; do
+    takes "--fp8 $mode" --fp8 $mode
+    same "--fp8 $mode leaves small layers alone" "$in/plain.y4m" "$out/x.y4m"
+done
+noise="-m $base $small --dump d --dump-filter step.000.pred"
+works "--fp8 extreme" d $noise --fp8 extreme; cp "$out/d/step.000.pred.safetensors" "$in/e4m3"
+works "--fp8 extreme:e4m3" d $noise --fp8 extreme:e4m3
+same "--fp8 is e4m3 if not said" "$in/e4m3" "$out/d/step.000.pred.safetensors"
+works "--fp8 extreme:e5m2" d $noise --fp8 extreme:e5m2
+differ "--fp8 e5m2 is not e4m3" "$in/e4m3" "$out/d/step.000.pred.safetensors"
+works "no --fp8" d $noise
+differ "--fp8 rounds" "$in/e4m3" "$out/d/step.000.pred.safetensors"
+works "--fp8 says what it did" x.y4m $loud --fp8 extreme
+matches "--fp8 says what it did" 'fp8: extreme: 149 layers*F8_E4M3' "$(cat "$tmp/stderr")"
+fresh_model             # 2^15, the largest F16 but one bit, is finite there and beyond E4M3
+printf '\000\170' | dd of="$model/$dit" bs=1 seek="$(offset "$model/$dit" blocks.3.attn1.to_q.bias)" conv=notrunc 2>/dev/null
+fails "a weight beyond e4m3" 2 'blocks.3.attn1.to_q.bias*--fp8' -m "$model" $small --fp8 extreme -o x.y4m
+works "and not beyond e5m2" x.y4m -m "$model" $small --fp8 extreme:e5m2 -o x.y4m
+
+for value in '' some both, both,0 both,x both,16,1 both,16,-0.1 both,16,x both,16,0.5,1; do
+    refused "--vae-tiling '$value'" '--vae-tiling' --vae-tiling "$value"
+done
+refused "--vae-tiling of less than a latent" '--vae-tiling*4 pixels' --vae-tiling both,4
+fails "--vae-tiling of clip" 2 '--vae-tiling*clip' clip -m "$base" $i1 --vae-tiling both -o x.safetensors
+tiled() {               # NAME OPTION SCRIPT: the option does what the altered configuration does, on larger pictures
+    alter vae/config.json "$3"
+    works "$1 by the configuration" x.y4m -m "$model" $small --size 48x32 $i1 -o x.y4m
+    cp "$out/x.y4m" "$in/tiled.y4m"
+    works "$1" x.y4m -m "$base" $small --size 48x32 $i1 -o x.y4m --vae-tiling $2
+    same "$1, same bytes" "$in/tiled.y4m" "$out/x.y4m"
+}
+tiled "--vae-tiling both" both,32,0.5 's/"use_tiling": false/"use_tiling": true/
+    s/"tile_sample_min_size": [0-9]*/"tile_sample_min_size": 32/
+    s/"tile_overlap_factor": [0-9.]*/"tile_overlap_factor": 0.5/'
+tiled "--vae-tiling decoder" decoder,32 's/"use_tiling_decoder": false/"use_tiling_decoder": true/
+    s/"tile_sample_min_size": [0-9]*/"tile_sample_min_size": 32/'
+tiled "--vae-tiling encoder" encoder,16,0 's/"use_tiling_encoder": false/"use_tiling_encoder": true/
+    s/"tile_sample_min_size": [0-9]*/"tile_sample_min_size": 16/
+    s/"tile_overlap_factor": [0-9.]*/"tile_overlap_factor": 0.0/'
+works "--vae-tiling none" x.y4m -m "$model" $small --size 48x32 $i1 -o x.y4m --vae-tiling none
+differ "--vae-tiling none undoes the configuration's" "$in/tiled.y4m" "$out/x.y4m"
+works "--vae-tiling says what it did" x.y4m $loud --size 48x32 --vae-tiling both,32,0.5
+matches "--vae-tiling says what it did" 'vae tiling: tiles of 32 pixels overlapping by 0.5, 6 to encode, 6 to decode' "$(cat "$tmp/stderr")"
+works "--vae-tiling of encode" x.safetensors encode -m "$base" $i1 --vae-tiling encoder,8,0 -o x.safetensors
+matches "--vae-tiling of encode says what it did" 'vae tiling: *4 to encode' "$(cat "$tmp/stderr")"
+works "--vae-tiling of decode" x.y4m decode -m "$base" -l "$in/slices.safetensors" --vae-tiling decoder,8,0 -o x.y4m
+
+for value in '' gpu cuda cuda: cuda:132 cuda:x2048 cuda:132x cuda:0x2048 cuda:132x255 cuda:132x2048x1 cuda:132x2048:f16 cuda:-1x256 cpu:f32; do
+    refused "--rng '$value'" '--rng' --rng "$value"
+done
+noise="-m $base $small --dump d --dump-filter noise"
+works "no --rng" d $noise; cp "$out/d/noise.safetensors" "$in/cpu"
+works "--rng cpu" d $noise --rng cuda:1x256 --rng cpu
+same "--rng cpu is the default" "$in/cpu" "$out/d/noise.safetensors"
+works "--rng cuda" d $noise --rng cuda:132x2048; cp "$out/d/noise.safetensors" "$in/bf16"
+differ "--rng cuda has other numbers" "$in/cpu" "$in/bf16"
+works "--rng cuda:132x2048:bf16" d $noise --rng cuda:132x2048:bf16
+same "--rng cuda is bf16 if not said" "$in/bf16" "$out/d/noise.safetensors"
+works "--rng cuda:132x2048:f32" d $noise --rng cuda:132x2048:f32
+differ "--rng f32 is not bf16" "$in/bf16" "$out/d/noise.safetensors"
+works "--rng with another upper half of the seed" d $noise --rng cuda:132x2048 --seed 4294967338
+differ "--rng cuda takes all 64 bits of the seed" "$in/bf16" "$out/d/noise.safetensors"
+works "--rng says what it did" x.y4m $loud --rng cuda:128x1536
+matches "--rng says what it did" 'rng: *128 multiprocessors*1536 threads*bf16' "$(cat "$tmp/stderr")"
+works "the plug-ins say what they did" x.y4m -m "$base" --size 16x16 --frames 16 --steps 5 --teacache 0.1 --enhance-a-video 2,1,1 -o x.y4m
+matches "TeaCache says what it did" 'teacache: * of 5 calls used the cache' "$(cat "$tmp/stderr")"
+matches "Enhance-A-Video says what it did" 'enhance-a-video: weight 2 in 3 calls' "$(cat "$tmp/stderr")"
+works "-q is quiet" x.y4m $loud -q --fp8 extreme --rng cuda:1x256 --vae-tiling both,16
+equal "-q is quiet" '' "$(cat "$tmp/stderr")"
+for word in 'RTX 4090 cuda:128x1536' '--fp8 MODE' '--vae-tiling'; do
+    call --help
+    matches "--help says: $word" "$word" "$(cat "$tmp/stdout")"
+done
 
 # ---------------------------------------------------------------- outputs
 

@@ -111,13 +111,50 @@ static void test_randn(void)
         float *got = allocate(t->count, sizeof *got);
         int64_t different = 0;
         if (!continues)
-            generator_seed(&g, strtoull(seed + 4, NULL, 10));
+            generator_seed(&g, (rng){ 0 }, strtoull(seed + 4, NULL, 10));
         generator_randn(&g, got, (int64_t)t->count);
         for (int64_t k = 0; k < (int64_t)t->count; k++)
             different += (double)got[k] != number_of(t, k);
         CHECK(!different, "randn %s: %lld of %llu differ", t->name, (long long)different, (unsigned long long)t->count);
         free(got);
     }
+    safetensors_close(f);
+}
+
+/* A GPU's real draws. Its sine and cosine are fast ones, so ours differ in the last bits of float32; of BF16 a number on
+ * the edge of rounding may come out one place away. */
+static void test_cuda_randn(void)
+{
+    safetensors *f = ops("cuda_randn");
+    int64_t total = 0, apart[2] = { 0 };
+    double worst[2] = { 0 };
+    for (int kind = 0; kind < 4; kind++) {
+        bool bf16 = kind & 1;
+        generator g;
+        generator_seed(&g, (rng){ 132, 2048, bf16 }, kind & 2 ? 42 : 0);
+        for (int draw = 0; draw < 12; draw++) {
+            char *name = text_of("%s.seed%d.draw%02d", bf16 ? "bfloat16" : "float32", kind & 2 ? 42 : 0, draw);
+            const st_tensor *sides = need_tensor(f, "%s.shape", name), *at = need_tensor(f, "%s.index", name);
+            const st_tensor *value = need_tensor(f, "%s.value", name);
+            int64_t count = 1;
+            for (int64_t i = 0; i < (int64_t)sides->count; i++)
+                count *= (int64_t)number_of(sides, i);
+            float *got = allocate((size_t)count, sizeof *got);
+            generator_randn(&g, got, count);
+            for (int64_t i = 0; i < (int64_t)at->count; i++) {
+                double want = number_of(value, i), d = fabs((double)got[(int64_t)number_of(at, i)] - want);
+                double place = bf16 && want != 0 ? ldexp(1, ilogb(want) - 7) : 1;
+                total++;
+                apart[bf16] += d != 0;
+                worst[bf16] = d / place > worst[bf16] ? d / place : worst[bf16];
+            }
+            free(name);
+            free(got);
+        }
+    }
+    CHECK(worst[0] <= 2.2e-6, "cuda_randn: float32 off by %.3g", worst[0]);
+    CHECK(worst[1] <= 1 && apart[1] * 2000 <= total, "cuda_randn: BF16 off by %.3g places, %lld of %lld differ", worst[1],
+          (long long)apart[1], (long long)total / 2);
     safetensors_close(f);
 }
 
@@ -195,6 +232,56 @@ static void test_schedulers(void)
                 free(timesteps);
             }
     safetensors_close(f);
+}
+
+/* Configurations that ops/schedulers does not have, by diffusers 0.31 in float64: the sample after the last step. */
+static void test_scheduler_fields(void)
+{
+    static const struct { sched_config c; int64_t steps, calls; double init, want[6]; } cases[] = {
+        { { .type = DDIM, .thresholding = true, .dynamic_thresholding_ratio = 0.9, .sample_max_value = 1.5, .prediction_type = V_PREDICTION }, 4, 4, 1,
+          { -0.23709744853040077, 0.17929490214620791, -0.57509501740233315, 0.14749242474916027, 0.96745871348004064, -0.58594464767378995 } },
+        { { .type = DPMPP, .thresholding = true, .dynamic_thresholding_ratio = 0.55, .sample_max_value = 3,
+                        .prediction_type = EPSILON, .timestep_spacing = LINSPACE }, 5, 5, 1,
+          { -0.94258892848636178, 1, -1, -0.24338871743229235, 1, -0.65069897583239866 } },
+        { { .type = PNDM, .skip_prk_steps = true, .prediction_type = V_PREDICTION }, 6, 7, 1,
+          { -0.40499222446756822, -0.40163542429654109, -0.26904332985984653, 0.40758689748032684, 2.3180943991902536, 0.27946613222463929 } },
+        { { .type = PNDM, .skip_prk_steps = true, .timestep_spacing = TRAILING, .prediction_type = V_PREDICTION }, 2, 3, 1,
+          { -0.12421726916326215, -0.80676600953080779, 1.1286106564539891, -0.70593227320988294, 2.3524708288000973, -0.74758317413321673 } },
+        { { .type = PNDM, .skip_prk_steps = true, .prediction_type = V_PREDICTION }, 1, 1, 1,
+          { -0.82259664476523198, 0.62446610550362724, -1.4254813350478261, 0.13522440168869468, 1.5822871519575539, -0.35401730212623789 } },    /* one call */
+        { { .type = DDIM, .timestep_spacing = TRAILING, .prediction_type = V_PREDICTION }, 48, 48, 1,
+          { -0.92677129136784442, 0.60207509973045126, -1.4209592260499326, 0.20184595210122586, 1.5111555720477206, -0.31436244033398264 } },    /* two timesteps on the edge of rounding */
+        { { .type = DDIM, .timestep_spacing = TRAILING, .rescale_betas_zero_snr = true, .prediction_type = EPSILON,
+                        .clip_sample = true, .clip_sample_range = 0.75 }, 3, 3, 1,
+          { 0.57208586497069835, -0.75, 0.75, -0.75, 0.75, 0.57378456476752704 } },    /* no signal at the start: A = 0 */
+        { { .type = EULER, .timestep_spacing = LINSPACE, .rescale_betas_zero_snr = true, .beta_schedule = "linear", .prediction_type = V_PREDICTION }, 48, 48, 6402.30078125,
+          { 0.070104634407106597, -0.061983557905177636, 0.021041511255309148, 0.043988414963494954, 0.045116567797471654, -0.041978853071256511 } },    /* the largest sigma is not the first */
+    };
+    for (size_t n = 0; n < sizeof cases / sizeof *cases; n++) {
+        sched_config c = cases[n].c;
+        c.num_train_timesteps = 1000, c.steps_offset = 1, c.beta_start = 0.00085, c.beta_end = 0.03;
+        c.beta_schedule = c.beta_schedule ? c.beta_schedule : "scaled_linear";
+        c.set_alpha_to_one = n != 3;
+        memory = arena_new(1 << 20);
+        scheduler s = sched_new(&memory, c, cases[n].steps, SHAPE(1, 6));
+        tensor x = tensor_new(&memory, SHAPE(1, 6)), v = tensor_new(&memory, SHAPE(1, 6));
+        double error = 0, size = 0;
+        for (int k = 0; k < 6; k++)
+            x.data[k] = (real)(((3 * k + 1) % 7 - 3) / 2.0 + 0.125);
+        for (int64_t i = 0; i < s.calls; i++) {
+            for (int k = 0; k < 6; k++)
+                v.data[k] = (real)((double)((7 * i + 5 * k) % 11 - 5) / 4);
+            sched_step(&s, x, v, (tensor){ 0 });
+        }
+        for (int k = 0; k < 6; k++) {
+            error += ((double)x.data[k] - cases[n].want[k]) * ((double)x.data[k] - cases[n].want[k]);
+            size += cases[n].want[k] * cases[n].want[k];
+        }
+        CHECK(s.calls == cases[n].calls && fabs(s.init_noise_sigma - cases[n].init) <= 1e-12, "scheduler %zu: calls, init", n);
+        CHECK(sqrt(error / size) <= (fp64 ? 2e-14 : 4e-5), "scheduler %zu: rel-L2 %.3g", n, sqrt(error / size));
+        sched_free(&s);
+        arena_free(&memory);
+    }
 }
 
 static void test_buckets(void)
@@ -523,6 +610,64 @@ static void test_linear(void)
     check_linear(130, 790, 256, F16, false);
 }
 
+/* Rounding to FP8: every BF16 number goes to the nearest code, of two as near to the even one. Above the last code of a
+ * number comes infinity (E5M2) or nan, as if it were the next number. */
+static void test_fp8(void)
+{
+    for (int e4m3 = 0; e4m3 < 2; e4m3++) {
+        int64_t different = 0;
+        for (uint32_t b = 0; b < 65536; b++) {
+            unsigned char bytes[2] = { (unsigned char)b, (unsigned char)(b >> 8) };
+            weight w = { .data = bytes, .type = BF16, .ndim = 2, .dim = { 1, 1 }, .fp8 = e4m3 ? F8_E4M3 : F8_E5M2 };
+            double x = fabs((double)bits_float(b << 16)), low = 0, high = 0;
+            uint32_t code = 0, last = e4m3 ? 0x7e : 0x7b;
+            real got;
+            weight_row(w, 0, 0, 1, &got);
+            for (; code <= last; code++, low = high) {          /* low <= x < high, the codes code and code + 1 */
+                high = code == last ? (e4m3 ? 480 : 65536) : (double)(e4m3 ? e4m3_float(code + 1) : f16_float((code + 1) << 8));
+                if (x < high)
+                    break;
+            }
+            bool up = code <= last && (x - low > high - x || (x - low == high - x && code & 1));
+            double want = code > last || (up && code == last) ? (e4m3 ? NAN : INFINITY) : up ? high : low;
+            want = isnan(x) ? NAN : b & 0x8000 ? -want : want;
+            different += isnan(want) ? !isnan((double)got) : (double)got != want || signbit((double)got) != signbit(want);
+        }
+        CHECK(!different, "fp8 %s: %lld of 65536 numbers differ", e4m3 ? "e4m3" : "e5m2", (long long)different);
+    }
+}
+
+/* Which layers --fp8 takes; sizes about the 2816^2 that no small model reaches. Sorted, as weights_find expects. */
+static void test_fp8_rule(void)
+{
+    static const struct { const char *name; int ndim; uint64_t count; const char *modes; } layers[] = {
+        { "blocks.0.attn1.norm_k", 1, 88, "" }, { "blocks.0.attn1.to_k", 2, 2816 * 2815, "x" }, { "blocks.0.attn1.to_q", 2, 2816 * 2816, "sx" },
+        { "blocks.0.ff.net.2", 2, 2816 * 12288, "lsx" }, { "blocks.0.norm2", 1, 2816, "x" }, { "clip_projection.attn.out_proj", 2, 2816 * 2817, "" },
+        { "clip_projection.kv_proj", 2, 48, "x" }, { "clip_projection.ln_kv", 1, 48, "" }, { "pos_embed.proj", 4, 2816 * 192, "" },
+        { "time_extra_emb.style_embedder", 2, 2816, "" } };
+    enum { COUNT = sizeof layers / sizeof *layers };
+    st_tensor tensors[COUNT];
+    const st_tensor *by_name[COUNT];
+    for (int i = 0; i < COUNT; i++) {
+        tensors[i] = (st_tensor){ .name = text_of("%s.weight", layers[i].name), .ndim = layers[i].ndim, .count = layers[i].count };
+        by_name[i] = &tensors[i];
+    }
+    safetensors file = { .tensors = tensors, .by_name = by_name, .count = COUNT }, *files[] = { &file };
+    weights w = { .files = files, .nfiles = 1 };
+    CHECK(!fp8_of(&w, tensors[3].name), "fp8 is off");
+    for (int mode = FP8_LITE; mode <= FP8_EXTREME; mode++)
+        for (int i = 0; i < COUNT; i++) {
+            char *bias = text_of("%s.bias", layers[i].name);
+            choose_fp8(&w, (fp8_mode)mode, F8_E5M2);
+            dtype want = strchr(layers[i].modes, "-lsx"[mode]) ? F8_E5M2 : (dtype)0;
+            CHECK(fp8_of(&w, tensors[i].name) == want && fp8_of(&w, bias) == want, "fp8 mode %d of %s", mode, layers[i].name);
+            free(bias);
+        }
+    CHECK(!fp8_of(&w, "blocks.0.t_embed.pe") && !fp8_of(&w, "clip_padding"), "fp8 of tables");
+    for (int i = 0; i < COUNT; i++)
+        free(tensors[i].name);
+}
+
 /* Low-rank updates: the widened matrix is what the product sees. */
 static void test_lora(void)
 {
@@ -675,7 +820,7 @@ static size_t three_calls(arena *a, const dit *d, bool enhanced, bool cached, bo
 
 static void test_forward_plan(void)
 {
-    dit *d = dit_open("weights/ruyi-tiny/transformer", NULL, NULL, 0, false);
+    dit *d = dit_open("weights/ruyi-tiny/transformer", (dit_changes){ 0 }, false);
     for (int i = 0; i < 8; i++) {
         arena planned = arena_plan();
         size_t bytes = three_calls(&planned, d, i & 1, i & 2, i & 4), used;
@@ -690,7 +835,9 @@ int main(void)
 {
     test_io();
     test_randn();
+    test_cuda_randn();
     test_schedulers();
+    test_scheduler_fields();
     test_buckets();
     test_embeddings();
     test_rotary();
@@ -701,6 +848,8 @@ int main(void)
     test_convolutions();
     test_mid_attention();
     test_linear();
+    test_fp8();
+    test_fp8_rule();
     test_lora();
     test_conv_bytes();
     test_attention();
