@@ -314,6 +314,8 @@ static void test_exact(void)
     both("timesteps", I64, "100", I64), expect("a timestep off by one", "fp32", DIFFERS, "timesteps: difference");
     both("x", I32, "100", I64), expect("an I32 off by one", "bf16", DIFFERS, "x: difference");
     both("x", I8, "100", I8), expect("an I8 off by one", "bf16", DIFFERS, "x: difference");
+    for (int i = 0; i < 100; i++) g[i] = m[i] = -i;
+    both("x", I8, "100", I64), expect("negative integers of another width", "fp32", DONE, NULL);
     for (int i = 0; i < 100; i++) g[i] = m[i] = i / 50;
     both("mask", U8, "100", BOOL), expect("a mask of BOOL", "fp64", DONE, NULL);
     m[50] = 0;
@@ -371,7 +373,7 @@ static void test_not_finite(void)
             fill(1000);
             if (k != 1) m[500] = odd[i];
             if (k != 0) g[500] = odd[i];
-            both("video", F64, "10,100", F64), expect(name, "bf16", DIFFERS, "video");
+            both("video", F64, "10,100", F64), expect(name, "bf16", DIFFERS, "video: rel-L2 nan, limit 0.0625; at [5, 0] ");
             free(name);
         }
     fill(1000), m[3] = NAN;
@@ -407,6 +409,9 @@ static void test_small_and_large(void)
         both("video", F64, "10,100", F64), expect(off, "fp32", DIFFERS, "video: rel-L2");
         free(honest), free(off);
     }
+    fill(MOST), m[777] += 5e-4;
+    for (int k = 0; k < MOST; k++) g[k] *= 1e-200, m[k] *= 1e-200;
+    both("video", F64, "160000", F64), expect("one element of 1e-200", "fp32", DIFFERS, "video: element");
     g[0] = 1.7e308, m[0] = -1.7e308;
     both("video", F64, "1", F64), expect("a difference beyond double", "bf16", DIFFERS, "video");
     fill(1000);
@@ -472,9 +477,19 @@ static void test_slices(void)
         both("video", F64, shapes[i], F64), expect(name, "bf16", DIFFERS, "video: slice");
         free(name);
     }
-    fill(ALL);
-    for (int64_t i = 0; i < ALL; i += C) m[i] = g[i] + 6e-6;
-    both("video", F64, shape_list, F64), expect("a channel with an offset", "fp32", DIFFERS, "video: slice");
+    int64_t stride = 13200;
+    for (int d = 0; d < 4; d++) {
+        static const int64_t dim[] = { 10, 12, 11, 10 };
+        char *name = text_of("an offset of one index of dimension %d", d);
+        stride /= dim[d];
+        fill(13200);
+        for (int64_t i = 0; i < 13200; i++)
+            if (i / stride % dim[d] == 0) m[i] = g[i] + 6e-6;
+        both("video", F64, "10,12,1,11,10", F64), expect(name, "fp32", DIFFERS, "video: slice 5.");
+        free(name);
+    }
+    fill(1000), g[5] = 1e4, m[5] = g[5] * (1 + 1e-6);
+    both("video", F64, "1000", F64), expect("an outlier has its error", "fp32", DONE, NULL);
     fill(ALL);
     for (int64_t i = 0; i < ALL; i += C) g[i] *= 1e-9, m[i] = 2 * g[i];
     both("video", F64, shape_list, F64), expect("a channel of almost nothing may be off", "fp32", DONE, NULL);
@@ -501,7 +516,8 @@ static void test_slices(void)
     both("video", F64, "40,40", F64), expect("equal axes swapped", "bf16", DIFFERS, "video: rel-L2");
     put(&golden, "video", F64, "20,80", g), put(&mine, "video", F64, "80,20", m), expect("axes swapped", "bf16", DIFFERS, "video: got F64 [80, 20]");
     put(&golden, "video", F64, "1600", g), put(&mine, "video", F64, "40,40", g), expect("another rank", "bf16", DIFFERS, "video: got F64 [40, 40]");
-    put(&golden, "video", F64, "1600", g), put(&mine, "video", F64, "1,1600", g), expect("a dimension of one more", "bf16", DIFFERS, "video: got");
+    put(&golden, "video", F64, "1600", g), put(&mine, "video", F64, "1600,1", g), expect("a dimension more", "bf16", DIFFERS, "video: got");
+    put(&golden, "video", F64, "1600", g), put(&mine, "video", F64, "1,1600", g), expect("a dimension more in front", "bf16", DIFFERS, "video: got");
     put(&golden, "video", F64, "16,4", g), put(&mine, "video", F64, "15,4", g), expect("a frame less", "fp32", DIFFERS, "video: got");
 }
 
