@@ -403,7 +403,7 @@ static void test_small_and_large(void)
     for (int i = 0; i < 4; i++) {
         char *honest = text_of("numbers of %g", scales[i]), *off = text_of("numbers of %g, 1 of 1000 off", scales[i]);
         fill(1000);
-        for (int k = 0; k < 1000; k++) g[k] = m[k] = g[k] * scales[i];
+        for (int k = 0; k < 1000; k++) g[k] *= scales[i], m[k] = g[k] * (1 + 1e-13);
         both("video", F64, "10,100", F64), expect(honest, "fp64", DONE, NULL);
         for (int k = 0; k < 1000; k++) m[k] = g[k] * (1 + 1e-5);
         both("video", F64, "10,100", F64), expect(off, "fp32", DIFFERS, "video: rel-L2");
