@@ -589,6 +589,20 @@ static void test_files(void)
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) free(paths[i]);
 }
 
+/* What is wrong in the first third only, of tensors so large that they are taken in parts. */
+static void test_parts(void)
+{
+    fill(MOST);
+    for (int i = 0; i < MOST / 3; i++) m[i] += i % 2 ? 5e-6 : -5e-6;
+    both("video", F64, "160000", F64), expect("a third of 160,000 off", "fp32", DIFFERS, "video: rel-L2");
+    fill(MOST);
+    for (int i = 3; i < MOST; i += 400) m[i] += 5e-6;
+    both("video", F64, "400,400", F64), expect("a channel of 400 off", "fp32", DIFFERS, "video: slice");
+    for (int i = 0; i < 150000; i++) g[i] = m[i] = i % 200;
+    for (int i = 0; i < 300; i++) m[i]++;
+    both("frames", U8, "5,100,100,3", U8), expect("300 samples of 150,000", "fp32", DIFFERS, "frames: changed");
+}
+
 /* The same bytes from any number of threads: large enough for several blocks, in three types. */
 static void test_threads(void)
 {
@@ -628,6 +642,7 @@ int main(int argc, char **argv)
     test_slices();
     test_order();
     test_files();
+    test_parts();
     test_threads();
     char *clean = text_of("rm -rf %s", folder);
     if (system(clean) != 0) failed++;
