@@ -1187,12 +1187,14 @@ void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, laye
 }
 
 /* Turns adjacent pairs (2i, 2i + 1) of one head by the angles whose cosine and sine table[i] holds:
- *     (p, q) becomes (p cos - q sin, q cos + p sin). In double; one rounding. apply_rotary_emb of diffusers. */
+ *     (p, q) becomes (p cos - q sin, q cos + p sin). In double; one rounding. apply_rotary_emb of diffusers.
+ * q times -sin is added, not q sin subtracted: from alternating - and + GCC 12 makes vfmaddsub, which rounds otherwise,
+ * -ffp-contract=off or not. */
 static void rotate(real *x, int64_t head, const double *table)
 {
     for (int64_t i = 0; i < head / 2; i++) {
         double p = (double)x[2 * i], q = (double)x[2 * i + 1], cosine = table[2 * i], sine = table[2 * i + 1];
-        x[2 * i] = (real)(p * cosine - q * sine);
+        x[2 * i] = (real)(p * cosine + q * -sine);
         x[2 * i + 1] = (real)(q * cosine + p * sine);
     }
 }
