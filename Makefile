@@ -17,7 +17,7 @@ NUMERIC   = -ffp-contract=off -fno-math-errno -fno-trapping-math
 FLAGS     = -std=c11 $(CFLAGS) $(NUMERIC) $(NATIVE) $(OPENMP) $(WARNINGS)
 SOURCES   = ruyi.c vae.c dit.c tensor.c io.c
 
-.PHONY: all demo test asan bench identity clean help
+.PHONY: all demo test goldens asan bench identity clean help
 
 all: ruyi
 
@@ -36,6 +36,14 @@ build/double/%.o: %.c ruyi.h Makefile
 	$(CC) $(FLAGS) -DREAL=double -c $< -o $@
 
 # What the unit tests check has no command line: they include the sources.
+build/ops build/ops64: tests/ops.c tests/pack.h $(SOURCES) ruyi.h Makefile
+	@mkdir -p $(@D)
+	$(CC) $(filter-out -Wshadow,$(FLAGS)) -DREAL=$(if $(findstring 64,$@),double,float) tests/ops.c -lm -o $@
+
+build/pack: tests/pack.c tests/pack.h io.c tensor.c ruyi.h Makefile
+	@mkdir -p $(@D)
+	$(CC) $(filter-out -Wshadow,$(FLAGS)) tests/pack.c -lm -o $@
+
 build/unit build/unit64: tests/unit.c tests/io_test.h $(SOURCES) ruyi.h Makefile
 	@mkdir -p $(@D)
 	$(CC) $(filter-out -Wshadow,$(FLAGS)) -DREAL=$(if $(findstring 64,$@),double,float) tests/unit.c -lm -o $@
@@ -60,8 +68,14 @@ demo: ruyi
 build/controls: tests/controls.c build/float/io.o build/float/tensor.o ruyi.h Makefile
 	$(CC) $(FLAGS) $(filter %.c %.o,$^) -lm -o $@
 
-test: ruyi ruyi64 build/unit build/unit64 build/controls
+test: ruyi ruyi64 build/unit build/unit64 build/ops build/ops64 build/pack build/controls
 	tests/run.sh
+
+# What of the golden pack is ours, byte for byte the same on every machine: operators, and the list of contents.
+goldens: build/ops64 build/pack
+	build/ops64 tests/golden/ops tests/ops_floors.tsv
+	build/pack manifest >build/MANIFEST
+	mv build/MANIFEST tests/golden/MANIFEST
 
 # Times beside PyTorch (PYTHON=a Python that has it) and OpenBLAS (if installed). Says what is missing; never fails.
 bench: ruyi
@@ -78,6 +92,7 @@ help:
 	@echo "make            ruyi, the program (float32)"
 	@echo "make demo       animate a picture with the embedded model into out.y4m"
 	@echo "make test       all tests: units, golden cases in both precisions, the command line"
+	@echo "make goldens    the operators' golden cases and the pack's MANIFEST anew: the same bytes as before, or something moved"
 	@echo "make ruyi64     the same program in float64, the oracle"
 	@echo "make asan       build/ruyi-asan and build/unit-asan, under address and undefined-behaviour sanitizers"
 	@echo "make bench      kernels beside PyTorch and OpenBLAS (PYTHON=a Python with torch)"

@@ -302,9 +302,18 @@ static void clip_block(const run *r, const clip *c, tensor x, const clip_layer *
     arena_reset(a, mark);
 }
 
+/* 8 bits -> [1][S][S][3]: v becomes (v * rescale_factor - mean) / std, in double before it is rounded once. */
+static tensor clip_pixels(arena *a, const clip_config *s, image crop)
+{
+    tensor pixels = tensor_new(a, SHAPE(1, s->image_size, s->image_size, 3));
+    for (int64_t i = 0; i < tensor_count(pixels) && pixels.data; i++)
+        pixels.data[i] = (real)((crop.rgb[i] * s->rescale_factor - s->image_mean[i % 3]) / s->image_std[i % 3]);
+    return pixels;
+}
+
 /* The picture as clip_preprocess leaves it -> [patches][hidden_size]: last_hidden_state[:, 1:], that is the last
  * layer's tokens without the class token. post_layernorm and the projection belong to the pooled output, which Ruyi
- * does not use. A pixel v becomes (v * rescale_factor - mean) / std, in double before it is rounded once. */
+ * does not use. */
 tensor clip_encode(const run *r, const clip *c, image crop)
 {
     arena *a = r->arena;
@@ -314,9 +323,7 @@ tensor clip_encode(const run *r, const clip *c, image crop)
     if (given(r, hidden, AS_IS, "clip.hidden"))
         return hidden;
     arena_reset(a, mark);
-    tensor pixels = tensor_new(a, SHAPE(1, s->image_size, s->image_size, 3));
-    for (int64_t i = 0; i < tensor_count(pixels) && pixels.data; i++)
-        pixels.data[i] = (real)((crop.rgb[i] * s->rescale_factor - s->image_mean[i % 3]) / s->image_std[i % 3]);
+    tensor pixels = clip_pixels(a, s, crop);
     tensor shown = tensor_view(pixels, SHAPE(s->image_size, s->image_size, 3));
     given(r, shown, CHANNELS_FIRST, "clip.pixels");
     dump(r, shown, CHANNELS_FIRST, "clip.pixels");

@@ -1076,8 +1076,21 @@ static tensor decode_video(const run *r, const job *j, tensor latents, shape siz
     return video;
 }
 
+/* -1..1 -> 0..1, whatever lies beyond cut off; and that to 8 bits, truncated, not rounded, as the public code's cast. */
+static void to_unit(tensor video)
+{
+    for (int64_t i = 0; i < tensor_count(video) && video.data; i++)
+        video.data[i] = video.data[i] / 2 + (real)0.5;
+    clamp(video, 0, 1);
+}
+static void to_bytes(unsigned char *bytes, tensor video)
+{
+    for (int64_t i = 0; i < tensor_count(video) && bytes; i++)
+        bytes[i] = (unsigned char)(255 * video.data[i]);
+}
+
 /* latents as the sampler leaves them -> 8-bit frames [T][H][W][3] in the arena, and T; NULL while planning. The latents
- * are changed. Bytes are truncated, not rounded, as the public code's cast does. save_videos_grid of utils.py. */
+ * are changed. save_videos_grid of utils.py. */
 static unsigned char *decode_frames(const run *r, const job *j, tensor latents, int64_t *frames)
 {
     arena *a = r->arena;
@@ -1093,14 +1106,11 @@ static unsigned char *decode_frames(const run *r, const job *j, tensor latents, 
         if (c->mode != SLICE_CACHE)
             smooth(r, j->vae, video);
         check_finite(video, "video", vae_weights(j->vae), NULL);
-        for (int64_t i = 0; i < tensor_count(video) && video.data; i++)
-            video.data[i] = video.data[i] / 2 + (real)0.5;
-        clamp(video, 0, 1);
+        to_unit(video);
     }
     if (!given_bytes(r, bytes, size, "frames")) {
         dump(r, video, CHANNELS_FIRST, "video");
-        for (int64_t i = 0; i < tensor_count(video) && bytes; i++)
-            bytes[i] = (unsigned char)(255 * video.data[i]);
+        to_bytes(bytes, video);
     }
     dump_data(r, bytes, U8, size, "frames");
     arena_reset(a, mark);

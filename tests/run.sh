@@ -26,6 +26,9 @@ part() {
 
 part "units, float32" build/unit
 part "units, float64" build/unit64
+part "operators, float32" tests/ops.sh build/ops ./ruyi
+part "operators, float64" tests/ops.sh build/ops64 ./ruyi64
+part "golden pack" build/pack check
 part "golden cases, float32" tests/golden.sh ./ruyi tests/golden/cases/* tests/golden/extra/cases/*
 part "golden cases, float64" tests/golden.sh ./ruyi64 tests/golden/cases/* tests/golden/extra/cases/*
 part "stage by stage, float32" ./ruyi check tests/golden/cases/* tests/golden/extra/cases/*
