@@ -2352,7 +2352,8 @@ enum { CLASSES = 4 };
 
 static bool is_half(const judge_class *c) { return c->digits < 24; }
 
-/* L, with its reasons. Double: sums in another order move a result by less than 1e-12, storing it as F32 by 6e-8.
+/* L, with its reasons. Double: sums in another order move a result by less than 1e-12, and where the truth is stored as F32
+ * (MINE is then rounded likewise) an element that falls to the other side by 6e-8.
  * Others: 8 floors, the distance of PyTorch from the truth in that arithmetic, which a golden file carries along:
  *
  *     "__metadata__": {"case": "dec-a-01", "floor": "{\"decoded\": 7.908e-07, ...}", "floor.bf16": "...", ...}
@@ -2542,6 +2543,7 @@ static void tally_block(const sweep *p, int k, tally *t, double *sums)
         n = end - at < SPAN ? (int64_t)(end - at) : SPAN;
         load(p->golden, at, n, a);
         load(p->mine, at, n, b);
+        for (int64_t i = 0; p->golden->type == F32 && i < n; i++) b[i] = (double)(float)b[i];   /* as the truth was */
         for (uint64_t i = 0; p->exact && i < (uint64_t)n; i++)
             if (a[i] != b[i] && (at + i) / 3 != last_pixel) last_pixel = (at + i) / 3, t->all.pixels++;
         tally_span(p, t, at, n, a, b, golden2);
