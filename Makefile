@@ -64,6 +64,9 @@ demo: ruyi
 	@echo "out.y4m is one second of animation, made from weights/start/meadow.ppm by the embedded model: the camera pans left."
 	@echo "Watch it:    ffplay -loop 0 out.y4m        (or mpv, VLC)"
 	@echo "Convert it:  ffmpeg -i out.y4m out.mp4     or a frame each: ffmpeg -i out.y4m frame-%04d.png"
+	@echo
+	@echo "Asked for: camera left, motion 2. Measured (ruyi measure out.y4m --start weights/start/meadow.ppm):"
+	@./ruyi measure out.y4m --start weights/start/meadow.ppm
 
 build/controls: tests/controls.c build/float/io.o build/float/tensor.o ruyi.h Makefile
 	$(CC) $(FLAGS) $(filter %.c %.o,$^) -lm -o $@

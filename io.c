@@ -3,6 +3,7 @@
  *     config.json, *.index.json --json_check--> spans --config_*--> numbers and words
  *     *.safetensors --mmap, safetensors_parse--> tensors --bind--> weights (+ low-rank updates)
  *     P3 P5 P6 --ppm_parse--> [h][w][3] bytes --image_resize--> [h'][w'][3] bytes
+ *     .y4m --y4m_header, y4m_parse--> [h][w][3] bytes a frame
  *     [h][w][3] bytes --y4m_planes--> .y4m, "-"; or P6 files, one a frame
  *     tensors --dump--> DIR/NAME.safetensors --compare--> exit code
  *
@@ -13,13 +14,14 @@
  *     configuration files         config_open, one getter a type
  *     safetensors                 safetensors_parse, open, find, write
  *     weights                     shards, bind, low-rank updates, what nothing asked for
- *     pictures in, resize         ppm_parse, images_read; image_resize
+ *     pictures in, resize         ppm_parse; y4m_header, y4m_parse; images_read; image_resize
  *     frames out                  output_open, output_frame, output_close; y4m_planes
  *     dumps, compare              dump; the comparison of two sets of tensors
  *
  * Invariants:
- *   - Parsers (json_check, safetensors_parse, ppm_parse) are pure: bytes and a length in, a struct or a reason out.
- *     They read nothing past the length, do not recurse, and allocate at most a small multiple of the length.
+ *   - Parsers (json_check, safetensors_parse, ppm_parse, y4m_header, y4m_parse) are pure: bytes and a length in, a
+ *     struct or a reason out. They read nothing past the length, do not recurse, and allocate at most a small multiple
+ *     of the length.
  *   - Everybody else dies: "what: where: got, expected; what to do". The user's mistakes end with BAD_INPUT, the
  *     system's refusals (open for writing, write, mmap, memory) with SYSTEM_ERROR.
  *   - An output has a temporary name beside its target until it is whole. Those names are the only state that is not
@@ -353,6 +355,33 @@ static void writer_rename(writer *f)
     free(f->path);
     free(f->temporary);
     free(f);
+}
+
+/* The number field of a name like frame-%04d.ppm. */
+typedef struct {
+    size_t before, after;       /* where it begins and ends in the name */
+    int width;                  /* digits of the number; 0: as many as it has */
+} pattern;
+
+/* Finds the one %d or %0Nd of a name, N of one or two digits; false where there is another % or none. The field is
+ * understood here and never reaches printf: a format from the command line could read and write memory. */
+static bool pattern_read(const char *path, pattern *f)
+{
+    const char *field = strchr(path, '%');
+    if (!field) return false;
+    const char *p = field + 1;
+    f->width = 0;
+    if (*p == '0')
+        for (p++; *p >= '0' && *p <= '9' && p - field < 4; p++) f->width = f->width * 10 + (*p - '0');
+    f->before = (size_t)(field - path);
+    f->after = (size_t)(p + 1 - path);
+    return *p == 'd' && (p == field + 1 || f->width > 0) && !strchr(p, '%');
+}
+
+/* The name of that number, a new string. */
+static char *pattern_name(const char *path, pattern f, int64_t number)
+{
+    return text_of("%.*s%0*" PRId64 "%s", (int)f.before, path, f.width, number, path + f.after);
 }
 
 /* ---------------------------------------------------------------- JSON
@@ -1749,24 +1778,208 @@ bool ppm_parse(const unsigned char *bytes, size_t size, size_t *used, image *out
     return true;
 }
 
-/* All pictures of a file, or of standard input for "-", into list; returns their count, at least 1. A broken picture,
- * an empty file and more than `room` pictures are BAD_INPUT, with the number of the picture. White space between
- * pictures and at the end is skipped: P3 files have it. */
-int images_read(const char *path, image *list, int room)
+/* ---------------------------------------------------------------- pictures in: Y4M
+ *
+ *     YUV4MPEG2 W128 H96 F24:1 Ip A1:1 C420jpeg XCOLORRANGE=FULL\n      a letter and its value, in any order
+ *     FRAME Ip\n  Y: 128 x 96 bytes   Cb: 64 x 48   Cr: 64 x 48         parameters of a frame are skipped
+ *
+ * W and H are needed. C says how many pixels share a chroma sample (absent: 420). X begins somebody's own parameter:
+ * FFmpeg's XCOLORRANGE=FULL says that Y is 0..255; otherwise it is 16..235, but for mono, which FFmpeg writes as
+ * 0..255 whatever it says there. Every pixel takes the chroma sample of
+ * its block as it is, wherever the letters after 420 place it; so what y4m_planes wrote comes back, and writing it
+ * again gives the same bytes where no colour was cut to 0..255 (tests/io_test.h). Rate and aspect are not used. */
+
+/* The names after C, and the pixels of a chroma sample; 0: grey. */
+static const struct { const char *name; int x, y; } chromas[] = {
+    { "420jpeg", 2, 2 }, { "420mpeg2", 2, 2 }, { "420paldv", 2, 2 }, { "420", 2, 2 }, { "422", 2, 1 }, { "444", 1, 1 },
+    { "mono", 0, 0 },
+};
+
+/* One parameter of the header: its letter and the text up to `end`. */
+static bool y4m_parameter(const char *at, const char *end, y4m *out, char reason[REASON])
 {
-    size_t size, used = 0;
+    const char letter = *at++;
+    size_t length = (size_t)(end - at);
+    int shown = (int)lesser(end - at, 20);          /* of foreign text, in a message */
+    int64_t side = 0;
+    if (letter == 'W' || letter == 'H') {
+        for (const char *c = at; c < end && side >= 0 && length < 10; c++) side = is_digit(*c) ? side * 10 + *c - '0' : -1;
+        if (side < 1) return refuse(reason, "got the side %c%.*s, expected 1 to 999999999", letter, shown, at);
+        *(letter == 'W' ? &out->w : &out->h) = side;
+    } else if (letter == 'C') {
+        size_t i = 0, count = sizeof chromas / sizeof *chromas;
+        while (i < count && (strlen(chromas[i].name) != length || memcmp(chromas[i].name, at, length) != 0)) i++;
+        if (i == count) return refuse(reason, "got the colours %.*s, expected 8 bits of 420, 422, 444 or mono", shown, at);
+        out->step_x = chromas[i].x, out->step_y = chromas[i].y;
+    } else if (letter == 'I' && length == 1 && strchr("tbm", *at)) {
+        return refuse(reason, "got interlaced frames, expected whole ones; deinterlace it");
+    } else if (letter == 'X' && length == 15 && memcmp(at, "COLORRANGE=FULL", length) == 0) {
+        out->full = true;
+    }
+    return true;
+}
+
+/* The first line of a stream, or a reason. used: its bytes, after which the frames follow. */
+bool y4m_header(const unsigned char *bytes, size_t size, size_t *used, y4m *out, char reason[REASON])
+{
+    const char *at = (const char *)bytes, *line = size ? memchr(at, '\n', size) : NULL;
+    *out = (y4m){ .step_x = 2, .step_y = 2 };
+    if (size < 9 || memcmp(at, "YUV4MPEG2", 9) != 0) return refuse(reason, "got another kind of file, expected Y4M");
+    if (!line) return refuse(reason, "got no end of the header, expected a line");
+    for (at += 9; at < line;) {
+        if (*at != ' ') return refuse(reason, "got no blank between two parameters, expected one");
+        const char *end = ++at;
+        while (end < line && *end != ' ') end++;
+        if (end > at && !y4m_parameter(at, end, out, reason)) return false;
+        at = end;
+    }
+    if (!out->w || !out->h) return refuse(reason, "got no width or no height, expected W and H");
+    *used = (size_t)(line + 1 - (const char *)bytes);
+    return true;
+}
+
+/* a / b as one of 256 levels, halves up. */
+static unsigned char to_byte(int64_t a, int64_t b)
+{
+    return (unsigned char)(a <= 0 ? 0 : lesser((2 * a + b) / (2 * b), 255));
+}
+
+/* BT.601 back to R, G, B, the inverse of y4m_planes, in exact integers: R = Y + 1.402 Cr, B = Y + 1.772 Cb, and G from
+ * Y = 0.299 R + 0.587 G + 0.114 B. Limited range stretches Y by 255/219 and chroma by 255/224 first. */
+static void y4m_pixel(unsigned char *rgb, int64_t luma, int64_t blue, int64_t red, bool full)
+{
+    int64_t unit = full ? 1 : 219 * 224, y = full ? luma : (luma - 16) * 255 * 224, scale = full ? 1 : 255 * 219;
+    int64_t cb = (blue - 128) * scale, cr = (red - 128) * scale;
+    rgb[0] = to_byte(1000 * y + 1402 * cr, 1000 * unit);
+    rgb[1] = to_byte(587000 * y - 299 * 1402 * cr - 114 * 1772 * cb, 587000 * unit);
+    rgb[2] = to_byte(1000 * y + 1772 * cb, 1000 * unit);
+}
+
+/* One frame from the front of the bytes -> [h][w][3], or a reason; as ppm_parse. */
+bool y4m_parse(const y4m *head, const unsigned char *bytes, size_t size, size_t *used, image *out, char reason[REASON])
+{
+    const unsigned char *line = size ? memchr(bytes, '\n', size) : NULL;
+    *out = (image){0};
+    if (!line || line - bytes < 5 || memcmp(bytes, "FRAME", 5) != 0 || (bytes[5] != ' ' && bytes[5] != '\n'))
+        return refuse(reason, "got no line with FRAME, expected one");
+    int64_t x = head->step_x, y = head->step_y, w = head->w, h = head->h, row = x ? (w + x - 1) / x : 0;
+    size_t left = size - (size_t)(line + 1 - bytes);
+    uint64_t luma = (uint64_t)(w * h), chroma = x ? (uint64_t)(row * ((h + y - 1) / y)) : 0, all = luma + 2 * chroma;
+    if (all > left)
+        return refuse(reason, "got %zu bytes of data, expected %" PRIu64 " for %" PRId64 " x %" PRId64, left, all, w, h);
+    const unsigned char *cb = line + 1 + luma, *cr = cb + chroma;
+    unsigned char *rgb = allocate((size_t)luma, 3);
+    for (int64_t i = 0; i < w * h; i++) {
+        int64_t sample = x ? i / w / y * row + i % w / x : 0;
+        y4m_pixel(rgb + 3 * i, line[1 + i], x ? cb[sample] : 128, x ? cr[sample] : 128, head->full || !x);
+    }
+    *used = (size_t)(line + 1 - bytes) + (size_t)all;
+    *out = (image){ w, h, rgb };
+    return true;
+}
+
+/* ---------------------------------------------------------------- pictures in: files, series, choices
+ *
+ *     a.ppm, clip.y4m, -      all pictures of a file; which kind it is, its first bytes say
+ *     frame-%04d.ppm          a file each: from number 0 on (or 1, where there is no 0) until one is missing
+ *     ...:7   ...:0..4   ...:-5..     some of them: counted from 0, negative ones from the end, both ends included
+ *
+ * A file that has the whole name, colon and all, is read as it is. */
+
+/* One end of a choice: a whole number, with a sign or not. false: there is none, and n stays. */
+static bool index_read(const char **text, int64_t *n)
+{
+    int length = 0;
+    long long value;
+    if (sscanf(*text, "%9lld%n", &value, &length) != 1 || is_space(**text)) return false;
+    *n = value;
+    *text += length;
+    return true;
+}
+
+/* A choice of frames: "7", "0..4", "-5..", "..4". false: the text is none. */
+bool frames_parse(const char *text, int64_t *first, int64_t *last)
+{
+    *first = 0;
+    bool found = index_read(&text, first);
+    *last = *first;
+    if (strncmp(text, "..", 2) == 0) {
+        text += 2;
+        *last = -1;
+        found = index_read(&text, last) || found;
+    }
+    return found && !*text;
+}
+
+/* Places from the end become places from the start; dies where the clip, of `count` pictures, has no such frames. */
+void frames_resolve(const char *name, int64_t count, int64_t *first, int64_t *last)
+{
+    int64_t a = *first, b = *last;
+    *first += a < 0 ? count : 0, *last += b < 0 ? count : 0;
+    if (*first < 0 || *first > *last || *last >= count)
+        die(BAD_INPUT, "%s: frames: got %" PRId64 "..%" PRId64 ", expected some of 0..%" PRId64 " (or -%" PRId64
+            "..-1); choose others", name, a, b, count - 1, count);
+}
+
+/* Appends all pictures of a file, or of standard input for "-", to the list, which grows; returns the new count. White
+ * space between pictures and at the end is skipped: P3 files have it. */
+static int64_t file_read(const char *path, image **list, int64_t count)
+{
+    size_t size, used = 0, at = 0;
     char reason[REASON];
     unsigned char *bytes = read_all(path, &size);
     const char *name = strcmp(path, "-") ? path : "standard input";
-    int count = 0;
-    for (size_t at = 0; at < size || count == 0; at += used) {
-        if (count == room) die(BAD_INPUT, "%s: pictures: got more, expected at most %d; give fewer", name, room);
-        if (!ppm_parse(bytes + at, size - at, &used, &list[count], reason))
-            die(BAD_INPUT, "%s: picture %d: %s; convert it to PPM", name, count + 1, reason);
-        for (count++; at + used < size && is_space(bytes[at + used]);) used++;
+    int64_t before = count;
+    y4m head;
+    bool y4m_file = size > 0 && *bytes == 'Y';
+    if (y4m_file && !y4m_header(bytes, size, &at, &head, reason)) die(BAD_INPUT, "%s: %s; write it anew", name, reason);
+    for (; at < size || count == before; at += used) {
+        if ((count & (count - 1)) == 0) *list = grow(*list, (size_t)greater(1, 2 * count), sizeof **list);
+        bool ok = y4m_file ? y4m_parse(&head, bytes + at, size - at, &used, *list + count, reason)
+                       : ppm_parse(bytes + at, size - at, &used, *list + count, reason);
+        if (!ok)
+            die(BAD_INPUT, "%s: picture %" PRId64 ": %s; convert it to PPM or Y4M", name, count - before + 1, reason);
+        for (count++; !y4m_file && at + used < size && is_space(bytes[at + used]);) used++;
     }
     free(bytes);
     return count;
+}
+
+/* All files of a series, one after the other; where there is none, the first name's absence is the message. */
+static int64_t series_read(const char *path, pattern field, image **list, int64_t count)
+{
+    bool there = true;
+    for (int64_t number = 0, before = count; there; number++) {
+        char *name = pattern_name(path, field, number);
+        there = access(name, F_OK) == 0 || (number == 1 && count == before);
+        if (there) count = file_read(name, list, count);
+        free(name);
+        there |= number == 0;
+    }
+    return count;
+}
+
+/* The pictures that a name stands for, appended to *list (NULL or allocated), of which `count` are there; returns the
+ * new count. A broken picture, a file without one, a choice that is not there and more than `room` pictures are
+ * BAD_INPUT. */
+int64_t images_read(const char *path, int64_t room, image **list, int64_t count)
+{
+    int64_t first = 0, last = -1, end;
+    const char *colon = access(path, F_OK) == 0 ? NULL : strrchr(path, ':');
+    if (colon && !frames_parse(colon + 1, &first, &last)) colon = NULL;
+    char *name = text_of("%.*s", (int)(colon ? colon - path : (ptrdiff_t)strlen(path)), path);
+    pattern field;
+    bool series = access(name, F_OK) != 0 && pattern_read(name, &field);
+    end = series ? series_read(name, field, list, count) : file_read(name, list, count);
+    frames_resolve(strcmp(name, "-") ? name : "standard input", end - count, &first, &last);
+    if (last - first >= room)
+        die(BAD_INPUT, "%s: pictures: got %" PRId64 ", expected at most %" PRId64 "; give fewer, as in %s:%" PRId64 "..",
+            name, last - first + 1, room, name, -room);
+    for (int64_t i = count; i < end; i++)
+        if (i - count < first || i - count > last) free((*list)[i].rgb);
+    memmove(*list + count, *list + count + first, (size_t)(last - first + 1) * sizeof **list);
+    free(name);
+    return count + last - first + 1;
 }
 
 /* ---------------------------------------------------------------- Pillow's resize
@@ -1868,26 +2081,11 @@ image image_resize(image in, int64_t w, int64_t h)
 struct output {
     char *path;                 /* as given: the pattern, or "-" */
     int64_t w, h, frames, done;
-    int width;                  /* PPM: digits of the number, 0: as many as it has; Y4M: -1 */
-    size_t before, after;       /* PPM: where the field begins and ends in path */
+    pattern field;              /* PPM: the number in path */
     writer **files;             /* PPM: one a frame; Y4M: one, NULL for standard output */
     unsigned char *planes;      /* Y4M: one frame, Y then Cb then Cr */
     size_t planes_size;
 };
-
-/* Finds the one %d or %0Nd of a name, N of one or two digits; false where there is another % or none. The field is
- * understood here and never reaches printf: a format from the command line could read and write memory. */
-static bool pattern_read(output *o)
-{
-    const char *field = strchr(o->path, '%');
-    if (!field) return false;
-    const char *p = field + 1;
-    if (*p == '0')
-        for (p++; is_digit(*p) && p - field < 4; p++) o->width = o->width * 10 + (*p - '0');
-    o->before = (size_t)(field - o->path);
-    o->after = (size_t)(p + 1 - o->path);
-    return *p == 'd' && (p == field + 1 || o->width > 0) && !strchr(p, '%');
-}
 
 /* Dies with SYSTEM_ERROR where the folder of a name is not there or takes no files, or something else than a file has
  * the name. Creates nothing; what changes afterwards is found when the file is opened. */
@@ -1912,12 +2110,11 @@ output *output_open(const char *path, int64_t w, int64_t h, int64_t frames)
         die(BAD_INPUT, "%s: output: got another ending, expected .y4m, -%%04d.ppm, or - alone; rename it", path);
     output *o = allocate(1, sizeof *o);
     *o = (output){ .path = text_of("%s", path), .w = w, .h = h, .frames = frames };
-    if (ppm && !pattern_read(o))
+    if (ppm && !pattern_read(path, &o->field))
         die(BAD_INPUT, "%s: output: got no single number field, expected one, as in frame-%%04d.ppm; rename it", path);
     if (!standard) output_check(path);
     o->files = allocate(ppm ? (size_t)frames : 1, sizeof *o->files);
     if (ppm) return o;
-    o->width = -1;
     o->planes_size = (size_t)(w * h + 2 * ((w + 1) / 2) * ((h + 1) / 2));
     o->planes = allocate(o->planes_size, 1);
     if (!standard) o->files[0] = writer_open(path);
@@ -1941,7 +2138,7 @@ static void y4m_frame(output *o, const unsigned char *rgb)
 /* A frame as a P6 file, maxval 255. It is complete on the disk, but for its name. */
 static void ppm_frame(output *o, const unsigned char *rgb)
 {
-    char *name = text_of("%.*s%0*" PRId64 "%s", (int)o->before, o->path, o->width, o->done, o->path + o->after);
+    char *name = pattern_name(o->path, o->field, o->done);
     char *head = text_of("P6\n%" PRId64 " %" PRId64 "\n255\n", o->w, o->h);
     writer *f = o->files[o->done] = writer_open(name);
     put(f->fd, name, head, strlen(head));
@@ -1963,15 +2160,12 @@ void output_frame(output *o, const unsigned char *rgb)
 }
 
 /* Gives the files their names, after all frames are written, and frees the output. Until here a failed run has changed
- * nothing that the user sees. Fewer frames than announced are a bug of the program. */
+ * nothing that the user sees. */
 void output_close(output *o)
 {
-    if (o->done != o->frames)
-        die(SYSTEM_ERROR, "%s: output: got %" PRId64 " frames, expected %" PRId64 "; report this bug", o->path, o->done,
-            o->frames);
     if (o->planes && o->files[0]) writer_finish(o->files[0], true);
     sigset_t before = hold_signals();               /* all frames or none */
-    for (int64_t i = 0; i < (o->planes ? 1 : o->frames); i++)
+    for (int64_t i = 0; i < (o->planes ? 1 : o->done); i++)
         if (o->files[i]) writer_rename(o->files[i]);
     release_signals(before);
     free(o->files);

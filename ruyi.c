@@ -8,9 +8,10 @@
  *     schedulers   tables in float32, bit for bit torch's; five rules behind one sched_step
  *     progress     a line or a moving bar on standard error
  *     pipeline     pixels, mask -> latents -> steps -> video -> bytes
+ *     clips        frames looked at: motion, colours, which ones to go on from
  *     flows        what a command computes; planned first, then run
  *     model        opening the parts of a model folder, and what must hold between them
- *     commands     generate, encode, decode, clip, info, check, bench
+ *     commands     generate, extend, measure, encode, decode, clip, info, check, bench
  *     options      one table: parsing, --help and spelling advice come from it
  *
  * Every flow runs twice with the same code: first in a planning arena, whose tensors have shapes but no data, which
@@ -759,11 +760,14 @@ void progress(const run *r, const char *stage, int64_t done, int64_t total)
 
 /* ---------------------------------------------------------------- the job */
 
-typedef enum { GENERATE, ENCODE, DECODE, CLIP, INFO, COMPARE, CHECK, BENCH, HELP, VERSION } command;
+typedef enum { GENERATE, EXTEND, MEASURE, ENCODE, DECODE, CLIP, INFO, COMPARE, CHECK, BENCH, HELP, VERSION } command;
 enum { MAX_GIVEN = 5, MAX_PICTURES = 4096, MAX_FILES = 64, TIME_ROWS = 512 };
 
 /* The limits: 5 start and 5 end pictures are the product's promise (the public code manages one end picture); encode
  * takes a frame each; 512 latent frames are the rows of the DiT's time table. */
+
+/* A clip in memory: [frames][h][w][3], 8 bits. */
+typedef struct { unsigned char *rgb; int64_t frames, w, h; } film;
 
 /* What the command line says, and what was opened for it. After its command has opened it a job does not change; flows
  * take it const, so that the second pass of a flow finds what the first one found. */
@@ -790,6 +794,9 @@ typedef struct {
     int code;                               /* the exit code: check's verdict */
     char *path;                             /* room of inside() */
     const char **files; int nfiles;         /* what stands beside the options */
+    bool keep_colour;
+    const char *log;                        /* measure: a run's standard error */
+    int64_t times, key_first, key_last; bool key;   /* extend: key: the key frames were given */
     bool quiet, blank;                      /* blank: info's picture is a stand-in */
     bool stdin_read;
 
@@ -799,6 +806,7 @@ typedef struct {
     control rows[2];                        /* negative, positive */
     image seen;                             /* the first picture as CLIP gets it */
     const safetensors *given;               /* decode: the latents' file */
+    film earlier;                           /* extend: the clip to go on with */
 } job;
 
 /* ---------------------------------------------------------------- pipeline: small parts
@@ -1303,6 +1311,380 @@ static unsigned char *generate(const run *r, const job *j, int64_t *frames)
     return decode_frames(r, j, latents, frames);
 }
 
+/* ---------------------------------------------------------------- clips
+ *
+ * What measure, extend and --keep-colour look at: whole clips of 8-bit frames, in memory.
+ */
+
+static unsigned char *frame_of(const film *v, int64_t t) { return v->rgb + t * v->h * v->w * 3; }
+
+/* ---------------------------------------------------------------- clips: motion
+ *
+ * Global motion by hierarchical block matching: every block of 16 x 16 pixels looks for its place in the next frame,
+ * first in reduced pictures, then finer; the median of all blocks is the camera's doing, what differs from it is the
+ * things'. Everything is integers but the last fraction of a pixel.
+ */
+
+enum { BLOCK = 16, REACH = 4, REDUCTIONS = 8, TEXTURE = 16 };  /* TEXTURE: steps of 4 levels, squared */
+static const double STILL = 0.01;       /* pixels */
+
+/* A frame's luma 0..255, at full size and reduced by 2, 4, ... until its shorter side is below 64. */
+typedef struct { int levels; int64_t w[REDUCTIONS], h[REDUCTIONS]; unsigned char *y[REDUCTIONS]; } pyramid;
+
+static pyramid pyramid_of(const film *v, int64_t t)
+{
+    pyramid p = { .levels = 1, .w = { v->w }, .h = { v->h }, .y = { allocate((size_t)(v->w * v->h), 1) } };
+    const unsigned char *rgb = frame_of(v, t);
+    for (int64_t i = 0; i < v->w * v->h; i++, rgb += 3)
+        p.y[0][i] = (unsigned char)((299 * rgb[0] + 587 * rgb[1] + 114 * rgb[2] + 500) / 1000);
+    for (int l = 1; l < REDUCTIONS && p.w[l - 1] >= 64 && p.h[l - 1] >= 64; l++, p.levels++) {
+        int64_t w = p.w[l] = p.w[l - 1] / 2, h = p.h[l] = p.h[l - 1] / 2, row = p.w[l - 1];
+        p.y[l] = allocate((size_t)(w * h), 1);
+        for (int64_t i = 0; i < w * h; i++) {
+            const unsigned char *from = p.y[l - 1] + i / w * 2 * row + i % w * 2;
+            p.y[l][i] = (unsigned char)((from[0] + from[1] + from[row] + from[row + 1] + 2) / 4);
+        }
+    }
+    return p;
+}
+
+static void pyramid_free(pyramid *p)
+{
+    for (int l = 0; l < p->levels; l++)
+        free(p->y[l]);
+}
+
+static int64_t within(int64_t i, int64_t n) { return i < 0 ? 0 : i < n ? i : n - 1; }
+
+/* Sum of squared differences of the block at (x, y) of a and that at + (dx, dy) of b, at level l; edges repeat. */
+static int64_t block_error(const pyramid *a, const pyramid *b, int l, int64_t x, int64_t y, int64_t dx, int64_t dy)
+{
+    int64_t w = a->w[l], h = a->h[l], sum = 0;
+    for (int64_t i = y; i < y + BLOCK; i++) {
+        const unsigned char *p = a->y[l] + within(i, h) * w, *q = b->y[l] + within(i + dy, h) * w;
+        for (int64_t k = x; k < x + BLOCK; k++) {
+            int64_t d = p[within(k, w)] - q[within(k + dx, w)];
+            sum += d * d;
+        }
+    }
+    return sum;
+}
+
+/* Where the least of a parabola through e(-1), e(0), e(1) lies, within half a pixel of 0; there, where e(0) is 0. */
+static double parabola(int64_t before, int64_t here, int64_t after)
+{
+    int64_t bend = before - 2 * here + after;
+    double least = here && bend > 0 ? (double)(before - after) / (2 * (double)bend) : 0;
+    return least < -0.5 ? -0.5 : least > 0.5 ? 0.5 : least;
+}
+
+/* The shift (right, down) in pixels of the block of a whose middle is (x, y), as found in b. Of equals the one nearest
+ * to where the coarser level pointed. */
+static void block_shift(const pyramid *a, const pyramid *b, int64_t x, int64_t y, double shift[2])
+{
+    int64_t dx = 0, dy = 0, left = 0, top = 0, least = 0;
+    for (int l = a->levels - 1; l >= 0; l--) {
+        int64_t reach = l == a->levels - 1 ? REACH : 2, side = 2 * reach + 1, cx = 2 * dx, cy = 2 * dy;
+        left = (x >> l) - BLOCK / 2, top = (y >> l) - BLOCK / 2, dx = cx, dy = cy;
+        least = block_error(a, b, l, left, top, dx, dy);
+        for (int64_t i = 0; i < side * side; i++) {
+            int64_t tx = cx + i % side - reach, ty = cy + i / side - reach, error = block_error(a, b, l, left, top, tx, ty);
+            if (error < least)
+                least = error, dx = tx, dy = ty;
+        }
+    }
+    int64_t sides[4];
+    for (int k = 0; k < 4; k++)
+        sides[k] = block_error(a, b, 0, left, top, dx + (k == 1) - (k == 0), dy + (k == 3) - (k == 2));
+    shift[0] = (double)dx + parabola(sides[0], least, sides[1]);
+    shift[1] = (double)dy + parabola(sides[2], least, sides[3]);
+}
+
+/* Mean squared step of luma from pixel to pixel in a block, along x and y. */
+static void block_texture(const pyramid *p, int64_t x, int64_t y, double texture[2])
+{
+    int64_t w = p->w[0], h = p->h[0], sum[2] = { 0 };
+    for (int64_t i = 0; i < BLOCK * BLOCK; i++) {
+        int64_t cx = within(x - BLOCK / 2 + i % BLOCK, w - 1), cy = within(y - BLOCK / 2 + i / BLOCK, h - 1);
+        const unsigned char *at = p->y[0] + cy * w + cx;
+        sum[0] += (at[1] - at[0]) * (at[1] - at[0]);
+        sum[1] += (at[w] - at[0]) * (at[w] - at[0]);
+    }
+    for (int k = 0; k < 2; k++)
+        texture[k] = (double)sum[k] / (BLOCK * BLOCK);
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The middle one of the sorted list, 0 of none. */
+static double median(double *list, int64_t count)
+{
+    qsort(list, (size_t)count, sizeof *list, by_size);
+    return count ? (list[(count - 1) / 2] + list[count / 2]) / 2 : 0;
+}
+
+/* From frame a to frame b: move[2], the median shift of all blocks that have texture in that direction (a flat one fits
+ * everywhere), and the mean distance of the blocks' shifts from it, flat blocks counting as still. Pixels. */
+static double global_shift(const pyramid *a, const pyramid *b, double move[2])
+{
+    int64_t across = (a->w[0] + BLOCK - 1) / BLOCK, blocks = across * ((a->h[0] + BLOCK - 1) / BLOCK), count[2] = { 0 };
+    double (*shift)[2] = allocate((size_t)blocks, sizeof *shift), *list = allocate(2 * (size_t)blocks, sizeof *list);
+    double (*texture)[2] = allocate((size_t)blocks, sizeof *texture), outside = 0;
+    for (int64_t i = 0; i < blocks; i++) {
+        int64_t x = i % across * BLOCK + BLOCK / 2, y = i / across * BLOCK + BLOCK / 2;
+        block_shift(a, b, x, y, shift[i]);
+        block_texture(a, x, y, texture[i]);
+        for (int k = 0; k < 2; k++)
+            if (texture[i][k] >= TEXTURE)
+                list[k * blocks + count[k]++] = shift[i][k];
+    }
+    for (int k = 0; k < 2; k++)
+        move[k] = median(list + k * blocks, count[k]);
+    for (int64_t i = 0; i < blocks; i++) {
+        double x = texture[i][0] >= TEXTURE ? shift[i][0] - move[0] : 0;
+        double y = texture[i][1] >= TEXTURE ? shift[i][1] - move[1] : 0;
+        outside += sqrt(x * x + y * y);
+    }
+    free(shift);
+    free(list);
+    free(texture);
+    return outside / (double)blocks;
+}
+
+/* What is measured of every frame; move and outside, from the frame before it to it, are 0 for the first. */
+typedef struct {
+    double mean[3];             /* R, G, B, 0..255 */
+    double luma;                /* their 0.299, 0.587, 0.114 */
+    double sharp;               /* mean step of luma from pixel to pixel, of both axes */
+    double along;               /* the same, the axes weighted by the motion along them; without motion as sharp */
+    double move[2];             /* global shift of the content in pixels, to the right and down */
+    double outside;             /* mean distance of the blocks' shifts from it */
+} looks;
+
+/* [frames], to be freed. */
+static looks *look_at(const film *v)
+{
+    looks *list = allocate((size_t)v->frames, sizeof *list);
+    pyramid before = { 0 };
+    for (int64_t t = 0; t < v->frames; t++) {
+        looks *l = &list[t];
+        const unsigned char *rgb = frame_of(v, t);
+        int64_t w = v->w, h = v->h, sum[3] = { 0 }, steps[2] = { 0 };
+        pyramid p = pyramid_of(v, t);
+        for (int64_t i = 0; i < w * h; i++) {
+            for (int c = 0; c < 3; c++)
+                sum[c] += rgb[3 * i + c];
+            steps[0] += i % w ? abs(p.y[0][i] - p.y[0][i - 1]) : 0;
+            steps[1] += i >= w ? abs(p.y[0][i] - p.y[0][i - w]) : 0;
+        }
+        for (int c = 0; c < 3; c++)
+            l->mean[c] = (double)sum[c] / (double)(w * h);
+        l->luma = 0.299 * l->mean[0] + 0.587 * l->mean[1] + 0.114 * l->mean[2];
+        if (t > 0)
+            l->outside = global_shift(&before, &p, l->move);
+        double across = (double)steps[0] / (double)((w - 1) * h), down = (double)steps[1] / (double)(w * (h - 1));
+        double x = fabs(l->move[0]), y = fabs(l->move[1]);
+        l->sharp = (across + down) / 2;
+        l->along = x + y < STILL ? l->sharp : (x * across + y * down) / (x + y);
+        pyramid_free(&before);
+        before = p;
+    }
+    pyramid_free(&before);
+    return list;
+}
+
+/* Euclidean distance of two mean colours, levels of 255. */
+static double colour_distance(const double a[3], const double b[3])
+{
+    double sum = 0;
+    for (int c = 0; c < 3; c++)
+        sum += (a[c] - b[c]) * (a[c] - b[c]);
+    return sqrt(sum);
+}
+
+/* ---------------------------------------------------------------- clips: colours
+ *
+ * Two pictures of one scene, one of them in colours that have drifted: the background, which both show, says by how
+ * much. By it --keep-colour holds every generated frame to the start picture, and extend every new one to the last key
+ * frame; measure reports it.
+ *
+ * Formula   background: pixels in both pictures, at places that differ by the camera's motion, whose channels differ by
+ *           at most 32 levels. v' = gain v + offset for each channel, so that the background's mean and standard
+ *           deviation become the reference's; gain within 0.8 .. 1.25.
+ * Method    The mask is taken after the correction of the frame before: slow drift of any size is followed, while things
+ *           that move, and what they uncover, drop out. Below a quarter of the picture the correction stays.
+ *           The reference is the start picture until the camera has left half of it behind; from then on it is the frame
+ *           where that was so, corrected.
+ */
+
+enum { SAME_COLOUR = 32 };
+
+typedef struct { double gain[3], offset[3]; } colours;
+
+static unsigned char recolour(const colours *m, int c, unsigned char v)
+{
+    double x = m->gain[c] * v + m->offset[c] + 0.5;
+    return (unsigned char)(x < 0 ? 0 : x > 255 ? 255 : x);
+}
+
+/* Fits m: the reference's pixel (x, y) is the frame's (x + dx, y + dy). m is the correction before; it and *drift, how
+ * far the background's mean colours are apart, stay where too little is alike. */
+static void fit_colours(const unsigned char *reference, const unsigned char *frame, int64_t w, int64_t h, int64_t dx,
+                        int64_t dy, colours *m, double *drift)
+{
+    double n = 0, sums[3][4] = { { 0 } };       /* of reference, its squares, frame, its squares: whole numbers */
+    for (int64_t y = dy < 0 ? -dy : 0; y < h && y + dy < h; y++)
+        for (int64_t x = dx < 0 ? -dx : 0; x < w && x + dx < w; x++) {
+            const unsigned char *p = reference + 3 * (y * w + x), *q = frame + 3 * ((y + dy) * w + x + dx);
+            bool same = true;
+            for (int c = 0; c < 3; c++)
+                same &= abs(p[c] - recolour(m, c, q[c])) <= SAME_COLOUR;
+            for (int c = 0; c < 3 && same; c++) {
+                const double add[] = { p[c], p[c] * p[c], q[c], q[c] * q[c] };
+                for (int k = 0; k < 4; k++)
+                    sums[c][k] += add[k];
+            }
+            n += same;
+        }
+    if (4 * n < (double)(w * h))
+        return;
+    const double means[2][3] = { { sums[0][0] / n, sums[1][0] / n, sums[2][0] / n },
+                                 { sums[0][2] / n, sums[1][2] / n, sums[2][2] / n } };
+    *drift = colour_distance(means[0], means[1]);
+    for (int c = 0; c < 3; c++) {
+        const double *s = sums[c], goal = n * s[1] - s[0] * s[0], got = n * s[3] - s[2] * s[2];
+        double gain = got > 0 ? sqrt(goal / got) : 1;
+        m->gain[c] = gain < 0.8 ? 0.8 : gain > 1.25 ? 1.25 : gain;
+        m->offset[c] = means[0][c] - m->gain[c] * means[1][c];
+    }
+}
+
+/* Corrects the frames of v from `first` on, in place; reference is what frame `first` should look like. drift (NULL, or
+ * [frames]): how far the background was off in each. */
+static void match_colours(film *v, int64_t first, const unsigned char *reference, double *drift)
+{
+    colours m = { { 1, 1, 1 }, { 0 } };
+    double off = 0, at[2] = { 0 }, move[2], w = (double)v->w, h = (double)v->h;
+    pyramid before = { 0 };
+    for (int64_t t = first; t < v->frames && v->rgb; t++) {
+        unsigned char *frame = frame_of(v, t);
+        pyramid p = pyramid_of(v, t);
+        if (t > first) {                /* at: how far the content has moved from its place in the reference */
+            global_shift(&before, &p, move);
+            at[0] += move[0], at[1] += move[1];
+        }
+        fit_colours(reference, frame, v->w, v->h, (int64_t)rint(at[0]), (int64_t)rint(at[1]), &m, &off);
+        for (int64_t i = 0; i < v->w * v->h * 3; i++)
+            frame[i] = recolour(&m, (int)(i % 3), frame[i]);
+        if (drift)
+            drift[t] = off;
+        if (fabs(at[0]) > w || fabs(at[1]) > h || 2 * (w - fabs(at[0])) * (h - fabs(at[1])) < w * h) {
+            reference = frame;
+            at[0] = at[1] = 0;
+        }
+        pyramid_free(&before);
+        before = p;
+    }
+    pyramid_free(&before);
+}
+
+/* ---------------------------------------------------------------- clips: continuation key frames
+ *
+ * A clip goes on from a few frames that follow each other, its key frames. The last ones are not always the best: what
+ * is blurred, flashes or jerks in them goes on, too. So all runs of frames that end in the last second are scored, and
+ * the clip is cut after the best one:
+ *
+ *     score = sharp + along - colour - jerk - lost
+ *
+ *     sharp    sharpness over the last second's
+ *     along    the same along the motion only, which motion blur takes away and defocus does not; at most 1
+ *     colour   distance of the mean colour from the last second's course, a straight line, in units of 8 levels: a
+ *              flash counts, what a moving camera brings does not
+ *     jerk     distance of the global shift from the last second's, in pixels a frame, over 1 + the shift's size
+ *     lost     0.5 times the seconds that are cut off
+ *
+ * Each is the mean over the run's frames. Of equal scores the later run wins.
+ */
+
+enum { SECOND = 24 };           /* frames */
+
+typedef struct { double sharp, along, colour, jerk, lost, score; } merit;
+
+/* The mean of what is measured in frames `from` .. frames-1; the clip's first has no motion and does not count there. */
+static looks mean_looks(const looks *list, int64_t from, int64_t frames)
+{
+    looks mean = { 0 };
+    double n = (double)(frames - from), pairs = from || n < 2 ? n : n - 1;
+    for (int64_t t = from; t < frames; t++) {
+        for (int c = 0; c < 3; c++)
+            mean.mean[c] += list[t].mean[c] / n;
+        for (int k = 0; k < 2; k++)
+            mean.move[k] += list[t].move[k] / pairs;
+        mean.sharp += list[t].sharp / n;
+        mean.along += list[t].along / n;
+        mean.outside += list[t].outside / pairs;
+    }
+    return mean;
+}
+
+/* Distance of frame t's mean colour from the straight line through those of frames `from` .. frames-1, whose mean is
+ * `usual`: least squares. */
+static double off_course(const looks *list, int64_t t, int64_t from, int64_t frames, const looks *usual)
+{
+    double course[3], middle = (double)(from + frames - 1) / 2, spread = 0;
+    for (int64_t i = from; i < frames; i++)
+        spread += ((double)i - middle) * ((double)i - middle);
+    for (int c = 0; c < 3; c++) {
+        double slope = 0;
+        for (int64_t i = from; i < frames; i++)
+            slope += ((double)i - middle) * list[i].mean[c] / (spread > 0 ? spread : 1);
+        course[c] = usual->mean[c] + slope * ((double)t - middle);
+    }
+    return colour_distance(list[t].mean, course);
+}
+
+/* The score of the run of `keys` frames that ends with frame `last`. */
+static merit score_run(const looks *list, int64_t last, int64_t keys, int64_t frames)
+{
+    int64_t first = last - keys + 1, second = frames < SECOND ? 0 : frames - SECOND;
+    looks usual = mean_looks(list, second, frames), mean = mean_looks(list, first, last + 1);
+    merit m = { .lost = 0.5 * (double)(frames - 1 - last) / SECOND };
+    double size = 1 + sqrt(usual.move[0] * usual.move[0] + usual.move[1] * usual.move[1]);
+    m.sharp = usual.sharp > 0 ? mean.sharp / usual.sharp : 1;
+    m.along = usual.along > 0 && mean.along < usual.along ? mean.along / usual.along : 1;
+    for (int64_t t = first; t <= last; t++) {
+        double x = list[t].move[0] - usual.move[0], y = list[t].move[1] - usual.move[1];
+        m.colour += off_course(list, t, second, frames, &usual) / 8 / (double)keys;
+        m.jerk += t ? sqrt(x * x + y * y) / size / (double)keys : 0;
+    }
+    m.score = m.sharp + m.along - m.colour - m.jerk - m.lost;
+    return m;
+}
+
+/* The last frame of the best run of `keys` frames; prints every candidate where `tell`. */
+static int64_t choose_keys(const film *v, int64_t keys, bool tell)
+{
+    int64_t first = v->frames - SECOND < keys - 1 ? keys - 1 : v->frames - SECOND, best = v->frames - 1;
+    looks *list = look_at(v);
+    double most = -INFINITY;
+    if (tell)
+        fprintf(stderr, "key frames     sharp  along colour   jerk   lost  score\n");
+    for (int64_t last = first; last < v->frames; last++) {
+        merit m = score_run(list, last, keys, v->frames);
+        if (tell)
+            fprintf(stderr, "%5lld..%-5lld  %6.3f %6.3f %6.3f %6.3f %6.3f %6.3f\n", (long long)(last - keys + 1),
+                    (long long)last, m.sharp, m.along, m.colour, m.jerk, m.lost, m.score);
+        if (m.score >= most)
+            most = m.score, best = last;
+    }
+    free(list);
+    return best;
+}
+
 /* ---------------------------------------------------------------- flows
  *
  * A flow is what a command computes: const in, a result out, the same in the plan and in the run. Stages dump
@@ -1319,7 +1701,68 @@ static result flow_generate(const run *r, const job *j)
 {
     result out = { .w = j->width, .h = j->height };
     out.bytes = generate(r, j, &out.frames);
+    if (j->keep_colour)
+        match_colours(&(film){ out.bytes, out.frames, out.w, out.h }, 0, j->start[0].rgb, NULL);
     return out;
+}
+
+/* The next part's key frames, as its start pictures: the choice of --key or of choose_keys. Cuts v after them. While
+ * planning, when there is nothing to look at, nothing is cut: more frames than this cannot come. */
+static void take_keys(const run *r, job *part, film *v)
+{
+    int64_t keys = v->frames < MAX_GIVEN ? v->frames : MAX_GIVEN, first = part->key_first, last = part->key_last;
+    if (part->key) {
+        frames_resolve("--key", v->frames, &first, &last);
+        keys = last - first + 1;
+    } else {
+        last = v->rgb ? choose_keys(v, keys, r->verbosity > 0) : v->frames - 1;
+    }
+    if (keys > MAX_GIVEN || keys + part->ends >= part->frames)
+        die(BAD_INPUT, "--frames: got %lld for %lld key frames and %d end pictures, expected at most %d key frames and "
+            "more --frames than both", (long long)part->frames, (long long)keys, part->ends, MAX_GIVEN);
+    part->starts = (int)keys;
+    v->frames = last + 1;
+    if (!v->rgb)
+        return;
+    if (r->verbosity > 0)
+        fprintf(stderr, "extend: goes on from frames %lld..%lld\n", (long long)(last - keys + 1), (long long)last);
+    for (int64_t i = 0; i < keys; i++)
+        part->start[i] = (image){ v->w, v->h, frame_of(v, last - keys + 1 + i) };
+    free(part->seen.rgb);
+    part->seen = clip_preprocess(clip_settings(part->clip), part->start[0]);
+}
+
+/* A clip and control words -> the clip, cut after its best key frames, and what the model makes of them, `times` over.
+ * Every part has its own noise: the seed grows by one. A part begins with the key frames once more; they are dropped
+ * after they have shown how its colours differ. End pictures end the last part. */
+static result flow_extend(const run *r, const job *j)
+{
+    arena *a = r->arena;
+    job *part = allocate(1, sizeof *part);
+    film v = { .frames = j->earlier.frames, .w = j->width, .h = j->height };
+    size_t size = (size_t)(3 * v.w * v.h);
+    int64_t most = v.frames + j->times * vae_video_frames(vae_settings(j->vae), latent_length(j));
+    v.rgb = arena_alloc(a, (size_t)most, size);
+    if (v.rgb)
+        memcpy(v.rgb, j->earlier.rgb, (size_t)v.frames * size);
+    *part = *j;
+    for (int64_t i = 0; i < j->times; i++, part->seed++) {
+        size_t low = arena_mark(a), high = arena_mark_high(a);
+        film made = { .w = v.w, .h = v.h };
+        part->ends = i + 1 == j->times ? j->ends : 0;
+        take_keys(r, part, &v);
+        made.rgb = generate(r, part, &made.frames);
+        if (made.rgb) {
+            match_colours(&made, part->starts - 1, part->start[part->starts - 1].rgb, NULL);
+            memcpy(frame_of(&v, v.frames), frame_of(&made, part->starts), (size_t)(made.frames - part->starts) * size);
+        }
+        v.frames += made.frames - part->starts;
+        arena_reset(a, low);
+        arena_reset_high(a, high);
+    }
+    free(part->seen.rgb);
+    free(part);
+    return (result){ .bytes = v.rgb, .frames = v.frames, .w = v.w, .h = v.h };
 }
 
 /* latents of a file [Z][F][h][w] in any floating type, as flow_encode writes them -> frames. */
@@ -1739,6 +2182,8 @@ static void need_output(const job *j, const char *what)
 static void command_generate(job *j)
 {
     need_output(j, frames_out);
+    if (j->keep_colour && !j->starts)
+        die(BAD_INPUT, "--keep-colour: got no start picture, expected one to take the colours from; give it with -i");
     open_generate(j);
     run_flow(j, flow_generate, fit_pictures);
 }
@@ -1794,6 +2239,191 @@ static void command_clip(job *j)
     j->clip = clip_open(inside(j, "image_encoder"), j->allow_unknown);
     j->seen = clip_preprocess(clip_settings(j->clip), j->start[0]);
     run_flow(j, flow_clip, NULL);
+}
+
+/* The clip that the words of the command line name: a Y4M, a series NAME-%04d.ppm, several PPMs, or -. */
+static film read_film(const job *j)
+{
+    image *list = NULL;
+    int64_t count = 0;
+    need(j->nfiles ? j->files[0] : NULL, "clip", "NAME.y4m, NAME-%04d.ppm, or PPM pictures");
+    for (int i = 0; i < j->nfiles; i++)
+        count = images_read(j->files[i], INT32_MAX, &list, count);
+    film v = { .frames = count, .w = list->w, .h = list->h };
+    v.rgb = allocate((size_t)(count * v.w * v.h), 3);
+    for (int64_t t = 0; t < count; t++) {
+        if (list[t].w != v.w || list[t].h != v.h)
+            die(BAD_INPUT, "%s: frame %lld is %lld x %lld, expected %lld x %lld as the first; give frames of one clip",
+                j->files[0], (long long)t, (long long)list[t].w, (long long)list[t].h, (long long)v.w, (long long)v.h);
+        memcpy(frame_of(&v, t), list[t].rgb, (size_t)(v.w * v.h * 3));
+        free(list[t].rgb);
+    }
+    free(list);
+    return v;
+}
+
+/* ---------------------------------------------------------------- commands: extend
+ *
+ * The size is the clip's; one that is not the model's unit is refused, since a resized clip would not be the user's.
+ */
+
+/* ruyi extend CLIP -m MODEL -o OUT */
+static void command_extend(job *j)
+{
+    need(j->out, "--output", frames_out);
+    if (j->key && j->times > 1 && (j->key_first >= 0 || j->key_last >= 0))
+        die(BAD_INPUT, "--key: got places from the start, expected some from the end with --times, as in -5..");
+    j->earlier = read_film(j);
+    j->width = j->earlier.w;
+    j->height = j->earlier.h;
+    if (j->width % 16 || j->height % 16)
+        die(BAD_INPUT, "%s: got frames of %lld x %lld, expected sides that are multiples of 16; crop or resize the clip",
+            j->files[0], (long long)j->width, (long long)j->height);
+    j->sized = true;
+    j->starts = 1;                      /* at least; flow_extend says how many */
+    open_generate(j);
+    resize_pictures(j->end, j->ends, j->width, j->height);
+    run_flow(j, flow_extend, NULL);
+}
+
+/* ---------------------------------------------------------------- commands: measure
+ *
+ * What one can say of a clip in numbers without another model. One row is one number: a key for scripts and a line for
+ * people. Everything is exact integers, or doubles in one order: the same bytes on every machine.
+ */
+
+/* Peak signal-to-noise ratio of two pictures in dB, over all R, G, B; at most 100, which is also what equal ones have. */
+static double psnr(const unsigned char *a, const unsigned char *b, int64_t count)
+{
+    int64_t sum = 0;
+    for (int64_t i = 0; i < count; i++)
+        sum += (a[i] - b[i]) * (a[i] - b[i]);
+    double decibel = sum ? 10 / log_own(10) * log_own(255.0 * 255 * (double)count / (double)sum) : 100;
+    return decibel < 100 ? decibel : 100;
+}
+
+/* Structural similarity of two frames' luma: the mean over windows of 8 x 8 pixels, 4 apart, of
+ * (2 ma mb + C1)(2 cov + C2) / ((ma^2 + mb^2 + C1)(va + vb + C2)), C1 = (0.01 255)^2, C2 = (0.03 255)^2. Here times 64^2
+ * above and below, sums in place of means. Wang et al., 2004; their windows are Gaussian. */
+static double ssim(const pyramid *a, const pyramid *b)
+{
+    const double c1 = 64 * 64 * 0.01 * 0.01 * 255 * 255, c2 = 64 * 64 * 0.03 * 0.03 * 255 * 255;
+    int64_t w = a->w[0], h = a->h[0], count = 0;
+    double sum = 0;
+    for (int64_t y = 0; y + 8 <= h; y += 4)
+        for (int64_t x = 0; x + 8 <= w; x += 4, count++) {
+            int64_t p = 0, q = 0, pp = 0, qq = 0, pq = 0;
+            for (int64_t i = 0; i < 64; i++) {
+                int64_t at = (y + i / 8) * w + x + i % 8, u = a->y[0][at], v = b->y[0][at];
+                p += u, q += v, pp += u * u, qq += v * v, pq += u * v;
+            }
+            double above = ((double)(2 * p * q) + c1) * ((double)(2 * (64 * pq - p * q)) + c2);
+            sum += above / (((double)(p * p + q * q) + c1) * ((double)(64 * (pp + qq) - p * p - q * q) + c2));
+        }
+    return sum / (double)count;
+}
+
+/* Likeness of frame t to a picture, which is brought to the clip's size as a generation does it. */
+static void measure_likeness(const film *v, int64_t t, image picture, double *decibel, double *structure)
+{
+    image given = image_resize(picture, v->w, v->h);
+    film other = { given.rgb, 1, v->w, v->h };
+    pyramid a = pyramid_of(v, t), b = pyramid_of(&other, 0);
+    *decibel = psnr(frame_of(v, t), given.rgb, 3 * v->w * v->h);
+    *structure = ssim(&a, &b);
+    pyramid_free(&a);
+    pyramid_free(&b);
+    free(given.rgb);
+}
+
+/* Seconds a frame, from the line with which a run ends: "NAME: 24 frames of 128 x 128, 4.0 s". */
+static double read_cost(const char *path)
+{
+    char line[4096];
+    double seconds, cost = NAN;
+    long long frames;
+    FILE *f = fopen(path, "r");
+    while (f && fgets(line, sizeof line, f))
+        for (const char *at = line; (at = strstr(at, ": ")) != NULL; at += 2)
+            if (sscanf(at, ": %lld frame%*[s] of %*d x %*d, %lf s", &frames, &seconds) == 2 && frames > 0)
+                cost = seconds / (double)frames;
+    if (!f || ferror(f) || isnan(cost))
+        die(BAD_INPUT, "--log: %s: got no line as \"x.y4m: 24 frames of 128 x 128, 4.0 s\", expected the standard error "
+            "of a run", path);
+    fclose(f);
+    return cost;
+}
+
+/* The camera's word: it goes where the content does not. Static below 1/640 of the shorter side a frame, 0.2 of 128. */
+static const char *camera_word(double x, double y, int64_t w, int64_t h)
+{
+    double still = (double)(w < h ? w : h) / 640;
+    if (fabs(x) < still && fabs(y) < still)
+        return "static";
+    return fabs(x) >= fabs(y) ? x > 0 ? "left" : "right" : y > 0 ? "up" : "down";
+}
+
+/* ruyi measure CLIP: the table, or JSON with the same keys. */
+static void command_measure(job *j)
+{
+    if (j->starts > 1 || j->ends > 1)
+        die(BAD_INPUT, "--%s: got %d pictures, expected one", j->starts > 1 ? "start" : "end",
+            j->starts > 1 ? j->starts : j->ends);
+    film v = read_film(j);
+    if (v.frames < 2 || v.w < BLOCK || v.h < BLOCK)
+        die(BAD_INPUT, "%s: got %lld frames of %lld x %lld, expected at least 2 of 16 x 16", j->files[0],
+            (long long)v.frames, (long long)v.w, (long long)v.h);
+    looks *list = look_at(&v), mean = mean_looks(list, 0, v.frames), *end = &list[v.frames - 1];
+    double *drift = allocate((size_t)v.frames, sizeof *drift), most = 0, flicker = 0, worst = 0, like[4] = { NAN, NAN, NAN, NAN };
+    int64_t worst_at = 0;
+    for (int64_t t = 1; t < v.frames; t++) {
+        double jump = t + 1 < v.frames ? fabs(list[t].luma - (list[t - 1].luma + list[t + 1].luma) / 2) : 0;
+        flicker += jump / (double)(v.frames > 2 ? v.frames - 2 : 1);
+        if (jump > worst)
+            worst = jump, worst_at = t;
+    }
+    if (j->starts)
+        measure_likeness(&v, 0, j->start[0], &like[0], &like[1]);
+    if (j->ends)
+        measure_likeness(&v, v.frames - 1, j->end[0], &like[2], &like[3]);
+    match_colours(&v, 0, v.rgb, drift);      /* the last that is done with the frames: it changes them */
+    for (int64_t t = 1; t < v.frames; t++)
+        most = drift[t] > most ? drift[t] : most;
+    double x = mean.move[0], y = mean.move[1];
+    const struct { const char *key; double value; int digits; const char *text; } rows[] = {
+        { "frames", (double)v.frames, 0, "frames" },
+        { "width", (double)v.w, 0, "pixels" },
+        { "height", (double)v.h, 0, "pixels" },
+        { "camera_speed", sqrt(x * x + y * y), 3, "pixels a frame: median shift of blocks" },
+        { "content_right", x, 3, "pixels a frame: the content moves against the camera" },
+        { "content_down", y, 3, "pixels a frame" },
+        { "motion", mean.outside, 3, "pixels a frame beside the camera's: things, and layers of other depth" },
+        { "colour_drift", most, 3, "levels of 255: largest distance of the background's colour from frame 0's" },
+        { "colour_end", drift[v.frames - 1], 3, "levels: that of the last frame" },
+        { "flicker", flicker, 3, "levels: mean distance of a frame's luma from its neighbours' mean" },
+        { "flicker_worst", worst, 3, "levels: the largest" },
+        { "flicker_frame", (double)worst_at, 0, "where that is" },
+        { "sharpness", mean.sharp, 3, "levels from pixel to pixel" },
+        { "sharpness_end", list[0].sharp > 0 ? end->sharp / list[0].sharp : 1, 3, "last frame, over the first" },
+        { "start_psnr", like[0], 2, "dB: first frame and start picture" },
+        { "start_ssim", like[1], 4, "1: the same" },
+        { "end_psnr", like[2], 2, "dB: last frame and end picture" },
+        { "end_ssim", like[3], 4, "1: the same" },
+        { "seconds_a_frame", j->log ? read_cost(j->log) : NAN, 3, "cost" },
+    };
+    const char *word = camera_word(x, y, v.w, v.h);
+    printf(j->json ? "{\n  \"camera\": \"%s\"" : "camera           %9s   where the camera goes\n", word);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (!isnan(rows[i].value))
+            printf(j->json ? ",\n  \"%s\": %.*f%.0s" : "%-16s %9.*f   %s\n", rows[i].key, rows[i].digits, rows[i].value,
+                   rows[i].text);
+        else if (j->json)
+            printf(",\n  \"%s\": null", rows[i].key);
+    if (j->json)
+        printf("\n}\n");
+    free(drift);
+    free(list);
+    free(v.rgb);
 }
 
 /* ---------------------------------------------------------------- commands: info
@@ -2113,12 +2743,6 @@ static bench_run *bench_open(bench *b, const char *name)
     die(BAD_INPUT, "bench: got %s, expected a case like linear.1536x2816x2816; ruyi bench alone runs them all", name);
 }
 
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Once to warm up, then five times. */
 static void bench_case(const job *j, const char *name, size_t bytes)
 {
@@ -2176,32 +2800,38 @@ static void command_bench(job *j)
 
 #define FOR(command) (1u << (command))
 #define RUNS (FOR(GENERATE) | FOR(ENCODE) | FOR(DECODE) | FOR(CLIP))
-#define MODELS (RUNS | FOR(INFO) | FOR(BENCH))
+#define PICTURES (RUNS | FOR(INFO) | FOR(BENCH))
+#define MODELS (PICTURES | FOR(EXTEND))
 #define JUDGES (FOR(COMPARE) | FOR(CHECK))
-#define CLIPS (FOR(GENERATE) | FOR(INFO))       /* info plans the clip that generate would make */
+#define MANY (FOR(BENCH) | FOR(CHECK) | FOR(EXTEND) | FOR(MEASURE))     /* take any number of words */
+#define NEW (FOR(GENERATE) | FOR(INFO))         /* info plans the clip that generate would make */
+#define CLIPS (NEW | FOR(EXTEND))
 
 /* In the order of `command`; --help and --version are options. */
-static const char *const command_names[] = { "generate", "encode", "decode", "clip", "info", "compare", "check", "bench" };
-enum { COMMANDS = 8 };
+static const char *const command_names[] = {
+    "generate", "extend", "measure", "encode", "decode", "clip", "info", "compare", "check", "bench",
+};
+enum { COMMANDS = 10 };
 
 typedef enum {
     O_MODEL, O_IMAGE, O_END, O_LATENTS, O_OUTPUT, O_SIZE, O_RESOLUTION, O_FRAMES, O_LONG, O_CAMERA, O_MOTION, O_STEPS,
-    O_CFG, O_SEED, O_RNG, O_SCHEDULER, O_LORA, O_FP8, O_TEACACHE, O_ENHANCE, O_TILING, O_DUMP, O_FILTER, O_INJECT,
-    O_STOP, O_CHECK, O_UNKNOWN, O_CLASS, O_JSON, O_QUIET, O_VERBOSE, O_HELP, O_VERSION, OPTIONS
+    O_CFG, O_SEED, O_RNG, O_SCHEDULER, O_LORA, O_FP8, O_TEACACHE, O_ENHANCE, O_TILING, O_KEEP, O_KEY, O_TIMES, O_START,
+    O_LOG, O_DUMP, O_FILTER, O_INJECT, O_STOP, O_CHECK, O_UNKNOWN, O_CLASS, O_JSON, O_QUIET, O_VERBOSE, O_HELP,
+    O_VERSION, OPTIONS
 } option_id;
 
 static const struct {
     const char *name; char letter; const char *value; unsigned commands; const char *help;
 } options[OPTIONS] = {
     [O_MODEL] = { "model", 'm', "FOLDER", MODELS, "the model, a folder in the Hugging Face layout" },
-    [O_IMAGE] = { "image", 'i', "FILE.ppm", MODELS,
-                  "a start picture (0 to 5), encode: a frame; - is standard input; repeatable" },
-    [O_END] = { "end", 'e', "FILE.ppm", CLIPS, "an end picture (0 to 5), in order; repeatable" },
+    [O_IMAGE] = { "image", 'i', "FILE[:FRAMES]", PICTURES,
+                  "start pictures (0 to 5), encode: frames; PPM or Y4M; clip.y4m:-5.. takes some; repeatable" },
+    [O_END] = { "end", 'e', "FILE[:FRAMES]", CLIPS | FOR(MEASURE), "end pictures (0 to 5), in order; repeatable" },
     [O_LATENTS] = { "latents", 'l', "FILE", FOR(DECODE), "latents as encode writes them" },
-    [O_OUTPUT] = { "output", 'o', "NAME", RUNS,
+    [O_OUTPUT] = { "output", 'o', "NAME", RUNS | FOR(EXTEND),
                    "NAME.y4m, NAME-%04d.ppm, - for Y4M to standard output; or NAME.safetensors" },
-    [O_SIZE] = { "size", 0, "WxH", CLIPS, "size of the clip, multiples of 16" },
-    [O_RESOLUTION] = { "resolution", 0, "R", CLIPS, "or about R x R pixels in the first picture's aspect (512)" },
+    [O_SIZE] = { "size", 0, "WxH", NEW, "size of the clip, multiples of 16" },
+    [O_RESOLUTION] = { "resolution", 0, "R", NEW, "or about R x R pixels in the first picture's aspect (512)" },
     [O_FRAMES] = { "frames", 0, "N", CLIPS, "1 to 120, rounded down to whole slices (120); 24 make a second" },
     [O_LONG] = { "long", 0, NULL, CLIPS, "allow more than 120 frames" },
     [O_CAMERA] = { "camera", 0, "WORD", CLIPS, "auto static left right up down (auto)" },
@@ -2216,8 +2846,13 @@ static const struct {
                 "weights of the transformer rounded to FP8: lite strong extreme (e4m3)" },
     [O_TEACACHE] = { "teacache", 0, "T[,START,END]", CLIPS, "reuse calls that change less than T (0.1,3,1)" },
     [O_ENHANCE] = { "enhance-a-video", 0, "W[,START,END]", CLIPS, "strengthen attention between frames (1,0,0)" },
-    [O_TILING] = { "vae-tiling", 0, "WHERE[,SIZE[,OVERLAP]]", FOR(GENERATE) | FOR(INFO) | FOR(ENCODE) | FOR(DECODE),
+    [O_TILING] = { "vae-tiling", 0, "WHERE[,SIZE[,OVERLAP]]", CLIPS | FOR(ENCODE) | FOR(DECODE),
                    "none encoder decoder both; tiles of SIZE pixels that share a part (the model's)" },
+    [O_KEEP] = { "keep-colour", 0, NULL, NEW, "hold the background's colours to the start picture's" },
+    [O_KEY] = { "key", 0, "FRAMES", FOR(EXTEND), "go on from these frames, as in -5..; without it the best are chosen" },
+    [O_TIMES] = { "times", 0, "N", FOR(EXTEND), "go on so often (1)" },
+    [O_START] = { "start", 0, "FILE[:FRAME]", FOR(MEASURE), "the start picture, for likeness" },
+    [O_LOG] = { "log", 0, "FILE", FOR(MEASURE), "the standard error of the run that made the clip, for its cost" },
     [O_DUMP] = { "dump", 0, "FOLDER", RUNS | FOR(INFO), "write every stage as FOLDER/NAME.safetensors" },
     [O_FILTER] = { "dump-filter", 0, "GLOB", RUNS, "only stages whose name matches; repeatable" },
     [O_INJECT] = { "inject", 0, "PATH[:GLOB]", RUNS,
@@ -2226,9 +2861,9 @@ static const struct {
     [O_CHECK] = { "check", 0, "PATH[:GLOB]", RUNS, "compare every stage with one there, made from inputs there" },
     [O_UNKNOWN] = { "allow-unknown", 0, NULL, MODELS, "ignore tensors that the configuration has no place for" },
     [O_CLASS] = { "class", 0, "WORD", RUNS | JUDGES, "limits of fp64 fp32 fp16 bf16 (this build's)" },
-    [O_JSON] = { "json", 0, NULL, RUNS | JUDGES, "one JSON document instead of lines" },
-    [O_QUIET] = { "quiet", 'q', NULL, RUNS, "no progress" },
-    [O_VERBOSE] = { "verbose", 'v', NULL, RUNS | FOR(INFO) | JUDGES, "more: memory, every tensor" },
+    [O_JSON] = { "json", 0, NULL, RUNS | JUDGES | FOR(MEASURE), "one JSON document instead of lines" },
+    [O_QUIET] = { "quiet", 'q', NULL, RUNS | FOR(EXTEND), "no progress" },
+    [O_VERBOSE] = { "verbose", 'v', NULL, RUNS | FOR(EXTEND) | FOR(INFO) | JUDGES, "more: memory, every tensor" },
     [O_HELP] = { "help", 'h', NULL, ~0u, "this text" },
     [O_VERSION] = { "version", 0, NULL, ~0u, "the version" },
 };
@@ -2238,6 +2873,8 @@ static void print_help(void)
 {
     printf("ruyi %s - pictures to a 24 fps clip, in plain C (%s)\n\n"
            "  ruyi [generate] -m MODEL -i START.ppm [-e END.ppm] -o OUT      animate\n"
+           "  ruyi extend  CLIP -m MODEL -o OUT [--times N]                  go on with a clip\n"
+           "  ruyi measure CLIP [--start A.ppm] [--end B.ppm] [--json]       camera, motion, colours in numbers\n"
            "  ruyi encode  -m MODEL -i FRAME.ppm ... -o LATENTS.safetensors  pictures to latents\n"
            "  ruyi decode  -m MODEL -l LATENTS.safetensors -o OUT            latents to frames\n"
            "  ruyi clip    -m MODEL -i PICTURE.ppm -o TOKENS.safetensors     what the image tower sees\n"
@@ -2260,6 +2897,8 @@ static void print_help(void)
            "--frames 24 -o pan-%%04d.ppm\n"
            "  ruyi -m weights/ruyi-tiny -i weights/start/village.ppm --size 128x128 --frames 24 -o - "
            "| ffmpeg -i - village.mp4\n"
+           "  ruyi extend out.y4m -m weights/ruyi-tiny --frames 24 --camera left --times 3 -o story.y4m\n"
+           "  ruyi measure story.y4m --start weights/start/meadow.ppm\n"
            "  ruyi info weights/ruyi-tiny --size 128x128 --frames 24\n\n"
            "GPUs for --rng: RTX 4090 cuda:128x1536, RTX 3090 cuda:82x1536, A100 cuda:108x2048, H100 cuda:132x2048\n"
            "Threads: OMP_NUM_THREADS. Exit codes: 0 done, 1 a comparison differs, 2 bad input or usage, "
@@ -2423,16 +3062,21 @@ static void read_tiling(job *j, const char *text)
     free(place), free(size);
 }
 
-/* All pictures of a file after those before it: a PPM may hold several, a pipe any number. */
-static void read_pictures(job *j, const char *path, bool end)
+/* All pictures that a name stands for, after those before them: a PPM may hold several, a pipe any number. */
+static void read_pictures(job *j, const char *option, const char *name, bool end)
 {
-    if (!strcmp(path, "-") && j->stdin_read)
-        die(BAD_INPUT, "--%s: got - twice, expected once; put all pictures into one stream", end ? "end" : "image");
-    j->stdin_read |= !strcmp(path, "-");
+    bool standard = name[0] == '-' && (!name[1] || name[1] == ':');
     int most = !end && j->command == ENCODE ? MAX_PICTURES : MAX_GIVEN, *count = end ? &j->ends : &j->starts;
+    image *list = NULL;
+    if (standard && j->stdin_read)
+        die(BAD_INPUT, "--%s: got - twice, expected once; put all pictures into one stream", option);
     if (*count == most)
-        die(BAD_INPUT, "--%s: got more pictures, expected at most %d; give fewer", end ? "end" : "image", most);
-    *count += images_read(path, (end ? j->end : j->start) + *count, most - *count);
+        die(BAD_INPUT, "--%s: got more pictures, expected at most %d; give fewer", option, most);
+    j->stdin_read |= standard;
+    int64_t found = images_read(name, most - *count, &list, 0);
+    memcpy((end ? j->end : j->start) + *count, list, (size_t)found * sizeof *list);
+    *count += (int)found;
+    free(list);
 }
 
 /* The hooks of the job, from the first option on that wants some. */
@@ -2469,8 +3113,8 @@ static void apply(job *j, option_id id, const char *value)
     const char *name = options[id].name;
     switch (id) {
     case O_MODEL: j->model = value; break;
-    case O_IMAGE: read_pictures(j, value, false); break;
-    case O_END: read_pictures(j, value, true); break;
+    case O_IMAGE: read_pictures(j, name, value, false); break;
+    case O_END: read_pictures(j, name, value, true); break;
     case O_LATENTS: j->latents = value; break;
     case O_OUTPUT: j->out = value; break;
     case O_SIZE: read_size(j, value); break;
@@ -2494,6 +3138,15 @@ static void apply(job *j, option_id id, const char *value)
         j->enhance_end = j->enhance_end > 0 ? j->enhance_end : 0;
         j->enhance = true;
         break;
+    case O_KEEP: j->keep_colour = true; break;
+    case O_KEY:
+        if (!frames_parse(value, &j->key_first, &j->key_last))
+            die(BAD_INPUT, "--key: got %s, expected frames as in -5.., 8..12 or 7", value);
+        j->key = true;
+        break;
+    case O_TIMES: j->times = read_whole(name, value, 1, 1000); break;
+    case O_START: read_pictures(j, name, value, false); break;
+    case O_LOG: j->log = value; break;
     case O_DUMP: hooks_of(j)->dump_dir = value; break;
     case O_FILTER: add_filter(j, value); break;
     case O_INJECT: add_injection(j, value); break;
@@ -2581,7 +3234,7 @@ static void read_options(job *j, int argc, char **argv)
             return;
         }
     j->command = argc == 1 ? HELP : find_command(rest, nrest);
-    room = j->command == COMPARE ? 2 : j->command == INFO ? 1 : j->command == BENCH || j->command == CHECK ? INT_MAX : 0;
+    room = j->command == COMPARE ? 2 : j->command == INFO ? 1 : FOR(j->command) & MANY ? INT_MAX : 0;
     if (nrest - skip > room)
         die(BAD_INPUT, "%s: got one word too many for %s; pictures are given with -i, the output with -o",
             rest[skip + room], j->command == HELP ? "help" : command_names[j->command]);
@@ -2633,10 +3286,12 @@ static int run_program(int argc, char **argv)
     static job all;         /* static, so that what lives as long as the program stays reachable */
     job *j = &all;
     *j = (job){ .resolution = 512, .frames = 120, .steps = 25, .camera = "auto", .motion = "auto", .cfg = 7, .seed = 42,
-                .scheduler = DDIM, .tea_start = 3, .tea_end = 1 };
+                .scheduler = DDIM, .times = 1, .tea_start = 3, .tea_end = 1 };
     read_options(j, argc, argv);
     switch (j->command) {
     case GENERATE: command_generate(j); break;
+    case EXTEND: command_extend(j); break;
+    case MEASURE: command_measure(j); break;
     case ENCODE: command_encode(j); break;
     case DECODE: command_decode(j); break;
     case CLIP: command_clip(j); break;

@@ -196,12 +196,17 @@ uint64_t weights_bytes(const weights *w);           /* mapped bytes of all tenso
 /* Pictures. rgb: [h][w][3], 8 bits. */
 typedef struct { int64_t w, h; unsigned char *rgb; } image;
 bool ppm_parse(const unsigned char *bytes, size_t size, size_t *used, image *out, char reason[REASON]);
-int images_read(const char *path, image *list, int room);   /* all pictures of a file or of "-"; returns their count */
+typedef struct { int64_t w, h; int step_x, step_y; bool full; } y4m;    /* step: pixels of a chroma sample, 0: grey */
+bool y4m_header(const unsigned char *bytes, size_t size, size_t *used, y4m *out, char reason[REASON]);
+bool y4m_parse(const y4m *head, const unsigned char *bytes, size_t size, size_t *used, image *out, char reason[REASON]);
+int64_t images_read(const char *path, int64_t room, image **list, int64_t count);   /* NAME[:FRAMES]; the new count */
+bool frames_parse(const char *text, int64_t *first, int64_t *last);     /* "7", "0..4", "-5.."; false: none of them */
+void frames_resolve(const char *name, int64_t count, int64_t *first, int64_t *last);    /* from the end: from the start */
 image image_resize(image in, int64_t w, int64_t h);         /* Pillow's bicubic, bit for bit */
 
 /* Frames out: NAME.y4m, NAME-%04d.ppm, or "-" (Y4M to standard output). They appear whole or not at all. */
 typedef struct output output;
-output *output_open(const char *path, int64_t w, int64_t h, int64_t frames);    /* refuses what cannot be written, early */
+output *output_open(const char *path, int64_t w, int64_t h, int64_t frames);    /* at most; refuses early */
 void output_frame(output *o, const unsigned char *rgb);
 void output_close(output *o);
 void output_check(const char *path);                /* dies when no file can be made there */

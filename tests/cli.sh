@@ -993,6 +993,115 @@ for signal in HUP INT; do
     equal "$signal ignored from the start: the run goes on" '0 x.y4m ' "$status $(listing)"
 done
 
+# ---------------------------------------------------------------- clips: chosen frames, measure, extend, colours
+
+eight="-m $base $small --frames 8"
+works "the second of a file's pictures" x.y4m $eight -i "$in/2.ppm" -o x.y4m
+cp "$out/x.y4m" "$in/chosen.y4m"
+for choice in "$in/stream.ppm:1" "$in/stream.ppm:-1" "$in/stream.ppm:-1.." "$in/%d.ppm:1" "$in/%d.ppm:-5..-5"; do
+    works "-i ${choice##*/}" x.y4m $eight -i "$choice" -o x.y4m
+    same "-i ${choice##*/}, same bytes" "$in/chosen.y4m" "$out/x.y4m"
+done
+works "a choice of standard input" x.y4m $eight -i -:1 -o x.y4m <"$in/stream.ppm"
+same "a choice of standard input, same bytes" "$in/chosen.y4m" "$out/x.y4m"
+cp "$in/2.ppm" "$in/a:0"
+works "a name that looks like a choice" x.y4m $eight -i "$in/a:0" -o x.y4m
+same "a name that looks like a choice, same bytes" "$in/chosen.y4m" "$out/x.y4m"
+works "the last frames of a clip" x.y4m $eight -i "$in/clip.y4m:-5.." -e "$in/clip.y4m:0" -o x.y4m
+works "encode a clip" x.safetensors encode -m "$base" -q -i "$in/clip.y4m" -o x.safetensors
+head -c 600 "$in/clip.y4m" >"$in/cut.y4m"
+sed '1s/C420jpeg/C420p10/' "$in/clip.y4m" >"$in/deep.y4m"
+sed '1s/Ip/It/' "$in/clip.y4m" >"$in/interlaced.y4m"
+head -n 1 "$in/clip.y4m" >"$in/none.y4m"
+refused "a clip of more frames than pictures are taken" 'clip.y4m*got 8*at most 5*clip.y4m:-5..' --frames 8 -i "$in/clip.y4m"
+refused "a frame that a clip does not have" 'frames*8..8*0..7' --frames 8 -i "$in/clip.y4m:8"
+refused "frames that a clip does not have" 'frames*-9..-1*-8..-1' --frames 8 -i "$in/clip.y4m:-9.."
+refused "frames turned round" 'frames*4..2' --frames 8 -i "$in/clip.y4m:4..2"
+refused "a choice that is none" 'clip.y4m:x*No such file' --frames 8 -i "$in/clip.y4m:x"
+refused "a series that is not there" 'none-0001.ppm*No such file' --frames 8 -i "$in/none-%04d.ppm"
+refused "a clip cut off" 'cut.y4m*picture 2*384' --frames 8 -i "$in/cut.y4m:0"
+refused "a clip of 10 bits" 'deep.y4m*420p10*8 bits' --frames 8 -i "$in/deep.y4m:0"
+refused "an interlaced clip" 'interlaced.y4m*deinterlace' --frames 8 -i "$in/interlaced.y4m:0"
+refused "a clip without frames" 'none.y4m*picture 1*FRAME' --frames 8 -i "$in/none.y4m"
+refused "standard input twice, chosen" '--end*twice' --frames 8 -i -:0 -e - <"$in/stream.ppm"
+
+# scene DX DY FRAMES: pictures of 48 x 48 of a smooth pattern that moves by (DX, DY) pixels a frame.
+scene() {
+    awk -v dx="$1" -v dy="$2" -v frames="$3" 'BEGIN {
+        for (t = 0; t < frames; t++) {
+            printf "P3 48 48 255\n"
+            for (i = 0; i < 48 * 48; i++) {
+                x = i % 48 - dx * t; y = int(i / 48) - dy * t
+                v = int(128 + 50 * sin(x * .31 + 1) * cos(y * .23) + 40 * sin(y * .47 + x * .11))
+                print v, v, 255 - v
+            }
+        }
+    }'
+}
+number() { awk -v key="$1" '$1 == key { print $2 }' "$tmp/stdout"; }
+for move in "static 0 0" "left 2 0" "right -3 0" "up 0 2" "down 0 -1"; do
+    set -- $move
+    scene $2 $3 6 >"$in/$1.ppm"
+    works "measure: camera $1" '' measure "$in/$1.ppm"
+    equal "measure: camera $1, says so" "$1 $2.000 $3.000" "$(number camera) $(number content_right ) $(number content_down )"
+done
+works "measure with pictures" '' measure "$in/left.ppm" --start "$in/left.ppm:0" --end "$in/left.ppm:5"
+equal "measure: the same picture" '100.00 1.0000 100.00 1.0000' \
+    "$(number start_psnr) $(number start_ssim) $(number end_psnr) $(number end_ssim)"
+cp "$tmp/stdout" "$in/table"
+works "measure a stream" '' measure - --start "$in/left.ppm:0" --end "$in/left.ppm:5" <"$in/left.ppm"
+same "measure a stream, same numbers" "$in/table" "$tmp/stdout"
+works "measure --json" '' measure "$in/left.ppm" --json
+equal "measure --json has the table's keys" "$(awk '{ print $1 } END { print "seconds_a_frame" }' "$in/table" | sort)" \
+    "$(sed -n 's/^  "\([a-z_]*\)": .*/\1/p' "$tmp/stdout" | sort)"
+matches "measure --json, no picture" '"start_psnr": null' "$(cat "$tmp/stdout")"
+printf 'denoise step 3/3\nx.y4m: 8 frames of 16 x 16, 4.0 s\n' >"$in/log"
+works "measure --log" '' measure "$in/left.ppm" --log "$in/log"
+equal "measure --log: the cost" 0.500 "$(number seconds_a_frame)"
+works "measure pictures one by one" '' measure "$in/1.ppm" "$in/2.ppm" "$in/3.ppm"
+equal "measure pictures one by one, all" 3 "$(number frames)"
+fails "measure nothing" 2 'clip*nothing' measure
+fails "measure one frame" 2 'got 1 frame' measure "$in/1.ppm"
+fails "measure frames of two sizes" 2 'frame 1*24 x 16*16 x 16' measure "$in/1.ppm" "$in/wide.ppm"
+fails "measure: two start pictures" 2 '--start*2*one' measure "$in/left.ppm" --start "$in/stream.ppm"
+fails "measure: a log of nothing" 2 '--log*1.ppm*expected the standard error' measure "$in/left.ppm" --log "$in/1.ppm"
+fails "measure: no such log" 2 '--log*missing' measure "$in/left.ppm" --log missing
+fails "measure: a model" 2 '--model*measure' measure "$in/left.ppm" -m "$base"
+
+extend="extend -m $base --frames 16 --steps 1"
+works "extend" x.y4m $extend "$in/clip.y4m" -o x.y4m
+equal "extend: a line for each run of key frames" 4 "$(grep -c '\.\..* .*\.' "$tmp/stderr")"
+matches "extend says where it goes on" 'goes on from frames' "$(cat "$tmp/stderr")"
+extend="$extend -q"
+works "extend from given frames" x.y4m $extend "$in/clip.y4m" --key 1..5 -o x.y4m
+equal "extend: cut, key frames dropped" $((6 + 16 - 5)) "$(frames_of "$out/x.y4m")"
+works "extend three times" x.y4m $extend "$in/clip.y4m" --key -3.. --times 3 --camera left -o x.y4m
+equal "extend three times: frames" $((8 + 3 * 13)) "$(frames_of "$out/x.y4m")"
+works "extend one picture" x.y4m $extend "$in/1.ppm" --key 0 -e "$in/2.ppm" -o x.y4m
+equal "extend one picture: frames" 16 "$(frames_of "$out/x.y4m")"
+names=$(awk 'BEGIN { for (i = 0; i < 16; i++) printf "f-%02d.ppm%s", i, i < 15 ? " " : "" }')
+works "extend pictures to pictures" "$names" $extend "$in/1.ppm" "$in/2.ppm" "$in/3.ppm" --key 0..2 -o f-%02d.ppm
+equal "extend keeps what was there" "$(tail -c 768 "$in/3.ppm" | cksum)" "$(tail -c 768 "$out/f-02.ppm" | cksum)"
+works "extend frames, chosen" x.y4m $extend "$in/%d.ppm:0..2" -o x.y4m
+fails "extend nothing" 2 'clip*nothing' $extend -o x.y4m
+fails "extend to nowhere" 2 '--output' $extend "$in/clip.y4m"
+fails "extend from more than five frames" 2 '6 key frames*at most 5' $extend "$in/clip.y4m" --key 0..5 -o x.y4m
+fails "extend by nothing" 2 '--frames*8*5 key frames and 3 end pictures' $extend --frames 8 "$in/clip.y4m" -e "$in/clip.y4m:0..2" -o x.y4m
+fails "extend from frames that are not there" 2 '--key*8..8*0..7' $extend "$in/clip.y4m" --key 8 -o x.y4m
+fails "extend again and again from one place" 2 '--key*-5..' $extend "$in/clip.y4m" --key 3 --times 2 -o x.y4m
+fails "extend --key of letters" 2 '--key*x*-5..' $extend "$in/clip.y4m" --key x -o x.y4m
+fails "extend no times" 2 '--times*0*1 to 1000' $extend "$in/clip.y4m" --times 0 -o x.y4m
+fails "extend a clip of another size" 2 'wide.ppm*24 x 16*multiples of 16' $extend "$in/wide.ppm" -o x.y4m
+fails "extend with a size" 2 '--size*extend' $extend "$in/clip.y4m" --size 32x32 -o x.y4m
+fails "extend with a start picture" 2 '--image*extend' $extend "$in/clip.y4m" $i1 -o x.y4m
+
+colours="-m $root/weights/ruyi-tiny -i $root/weights/start/meadow.ppm --size 64x64 --frames 8 --steps 4 -q -o x.y4m"
+works "colours as they come" x.y4m $colours
+cp "$out/x.y4m" "$in/free.y4m"
+works "colours that stay" x.y4m $colours --keep-colour
+differ "colours that stay are others" "$in/free.y4m" "$out/x.y4m"
+refused "colours of no picture" '--keep-colour*no start picture' --keep-colour
+
 # ---------------------------------------------------------------- sum
 
 if [ $skipped -gt 0 ]; then rest=", $skipped skipped"; else rest=; fi

@@ -353,6 +353,81 @@ static void test_y4m(void)
         planes[8], planes[7], planes[9]);
 }
 
+/* One stream of one frame: its first pixel, or NULL for a refusal in the header, "" for one in the frame. */
+static void y4m_case(const unsigned char *bytes, size_t size, const char *first, size_t rest)
+{
+    char reason[REASON] = "";
+    size_t used = 0, more = 0;
+    y4m head;
+    image i = { 0 };
+    bool opened = y4m_header(bytes, size, &used, &head, reason);
+    CHECK(opened == (first != NULL) && used <= size, "y4m: %.40s: %s", (const char *)bytes, reason);
+    if (!opened || !first) return;
+    bool taken = y4m_parse(&head, bytes + used, size - used, &more, &i, reason);
+    CHECK(taken == (*first || rest != SIZE_MAX) && (!taken || used + more + rest == size), "y4m: %.40s: %s",
+        (const char *)bytes, reason);
+    CHECK(taken == (i.rgb != NULL) && (!taken || memcmp(i.rgb, first, 3) == 0), "y4m: %.40s: another pixel",
+        (const char *)bytes);
+    free(i.rgb);
+}
+
+/* Full and limited range, every grid of chroma, odd sides, parameters of frames; and what is none. */
+static void test_y4m_in(void)
+{
+    y4m_case(BYTES("YUV4MPEG2 W1 H1 XCOLORRANGE=FULL\nFRAME\n\x4c\x55\xff"), "\xfe\x00\x00", 0);
+    y4m_case(BYTES("YUV4MPEG2 W1 H1\nFRAME\n\x10\x80\x80"), "\x00\x00\x00", 0);
+    y4m_case(BYTES("YUV4MPEG2 W1 H1 C420mpeg2 Ip A1:1 F25:1 XYSCSS=420\nFRAME\n\xeb\x80\x80"), "\xff\xff\xff", 0);
+    y4m_case(BYTES("YUV4MPEG2 H1  W1 C420paldv XCOLORRANGE=LIMITED\nFRAME\n\x00\x80\x80"), "\x00\x00\x00", 0);
+    y4m_case(BYTES("YUV4MPEG2 W3 H1 C420jpeg\nFRAME Ip\n\xff\x10\x10\x80\x80\x80\x80" "FRAME"), "\xff\xff\xff", 5);
+    y4m_case(BYTES("YUV4MPEG2 W3 H3 C422\nFRAME\n\x51........\x5a.....\xf0....."), "\xfe\x00\x00", 0);
+    y4m_case(BYTES("YUV4MPEG2 W1 H2 C444\nFRAME\n\x29.\xf0.\x6e."), "\x00\x00\xff", 0);
+    y4m_case(BYTES("YUV4MPEG2 W2 H1 Cmono\nFRAME\n\x07\x08"), "\x07\x07\x07", 0);
+    static const struct { const unsigned char *bytes; size_t size; const char *frame; } bad[] = {
+        { BYTES(""), NULL }, { BYTES("YUV4MPEG"), NULL }, { BYTES("YUV4MPEG2 W1 H1"), NULL }, { BYTES("YUV4MPEG2\n"), NULL },
+        { BYTES("YUV4MPEG2 W1\nFRAME\n"), NULL }, { BYTES("YUV4MPEG2 W0 H1\n"), NULL }, { BYTES("YUV4MPEG2 W-1 H1\n"), NULL },
+        { BYTES("YUV4MPEG2 W H1\n"), NULL }, { BYTES("YUV4MPEG2 W2147483648 H1\n"), NULL },
+        { BYTES("YUV4MPEG2 W99999999999999999999999 H1\n"), NULL }, { BYTES("YUV4MPEG2 W1 H1 C420p10\n"), NULL },
+        { BYTES("YUV4MPEG2 W1 H1 C411\n"), NULL }, { BYTES("YUV4MPEG2 W1 H1 C444alpha\n"), NULL },
+        { BYTES("YUV4MPEG2 W1 H1 It\n"), NULL }, { BYTES("YUV4MPEG2W1 H1\n"), NULL },
+        { BYTES("YUV4MPEG2 W1 H1\n"), "" }, { BYTES("YUV4MPEG2 W1 H1\nFRAME\nab"), "" },
+        { BYTES("YUV4MPEG2 W1 H1\nFRAMES\nabc"), "" }, { BYTES("YUV4MPEG2 W1 H1\nFRAME"), "" },
+        { BYTES("YUV4MPEG2 W1 H1\nFRAM\nabc"), "" },
+        { BYTES("YUV4MPEG2 W999999999 H999999999 C444\nFRAME\nabc"), "" },
+    };
+    for (size_t k = 0; k < sizeof bad / sizeof *bad; k++) y4m_case(bad[k].bytes, bad[k].size, bad[k].frame, SIZE_MAX);
+    static const struct { const char *text; int64_t first, last; } choices[] = {
+        { "7", 7, 7 }, { "-1", -1, -1 }, { "0..4", 0, 4 }, { "-5..", -5, -1 }, { "..4", 0, 4 }, { "-5..-2", -5, -2 },
+    };
+    int64_t a, b;
+    for (size_t k = 0; k < sizeof choices / sizeof *choices; k++)
+        CHECK(frames_parse(choices[k].text, &a, &b) && a == choices[k].first && b == choices[k].last, "frames: %s",
+            choices[k].text);
+    static const char *const none[] = { "", "..", "x", "1.4", "1...4", "1..x", " 1", "1 ", "1..2..3", "-", "12345678901" };
+    for (size_t k = 0; k < sizeof none / sizeof *none; k++)
+        CHECK(!frames_parse(none[k], &a, &b), "frames: took '%s'", none[k]);
+}
+
+/* What y4m_planes wrote comes back, and gives the same planes again; colours near grey are not cut to 0..255. */
+static void test_y4m_round_trip(void)
+{
+    enum { W = 33, H = 17, SIZE = W * H + 2 * 17 * 9 };
+    static unsigned char rgb[3 * W * H], planes[SIZE], stream[SIZE + 6] = "FRAME\n";
+    const y4m head = { W, H, 2, 2, true };
+    char reason[REASON];
+    size_t used;
+    image i;
+    for (uint32_t k = 0, state = 1; k < sizeof rgb; k++) {
+        state = state * 1664525 + 1013904223;
+        rgb[k] = (unsigned char)(96 + (state >> 24) % 64);
+    }
+    y4m_planes(rgb, W, H, stream + 6);
+    CHECK(y4m_parse(&head, stream, sizeof stream, &used, &i, reason) && used == sizeof stream, "y4m: round trip: %s", reason);
+    y4m_planes(i.rgb, W, H, planes);
+    for (size_t k = 0; k < SIZE; k++)
+        CHECK(planes[k] == stream[6 + k], "y4m: round trip: byte %zu: %d, was %d", k, planes[k], stream[6 + k]);
+    free(i.rgb);
+}
+
 static image image_of(const st_tensor *t)
 {
     return (image){ t->dim[1], t->dim[0], (unsigned char *)(uintptr_t)t->data };
@@ -425,8 +500,8 @@ static void test_words(void)
         { "%d%%", false }, { "%ld", false },
     };
     for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++) {
-        output o = { .path = (char *)(uintptr_t)patterns[i].path };
-        CHECK(pattern_read(&o) == patterns[i].good, "pattern: %s", patterns[i].path);
+        pattern field;
+        CHECK(pattern_read(patterns[i].path, &field) == patterns[i].good, "pattern: %s", patterns[i].path);
     }
 }
 
@@ -466,6 +541,8 @@ static void test_io(void)
     test_element();
     test_ppm();
     test_y4m();
+    test_y4m_in();
+    test_y4m_round_trip();
     test_resize();
     test_crops();
     test_words();
