@@ -1009,7 +1009,7 @@ works "a name that looks like a choice" x.y4m $eight -i "$in/a:0" -o x.y4m
 same "a name that looks like a choice, same bytes" "$in/chosen.y4m" "$out/x.y4m"
 works "the last frames of a clip" x.y4m $eight -i "$in/clip.y4m:-5.." -e "$in/clip.y4m:0" -o x.y4m
 works "encode a clip" x.safetensors encode -m "$base" -q -i "$in/clip.y4m" -o x.safetensors
-head -c 600 "$in/clip.y4m" >"$in/cut.y4m"
+dd if="$in/clip.y4m" of="$in/cut.y4m" bs=600 count=1 2>/dev/null
 sed '1s/C420jpeg/C420p10/' "$in/clip.y4m" >"$in/deep.y4m"
 sed '1s/Ip/It/' "$in/clip.y4m" >"$in/interlaced.y4m"
 head -n 1 "$in/clip.y4m" >"$in/none.y4m"
@@ -1094,6 +1094,21 @@ fails "extend no times" 2 '--times*0*1 to 1000' $extend "$in/clip.y4m" --times 0
 fails "extend a clip of another size" 2 'wide.ppm*24 x 16*multiples of 16' $extend "$in/wide.ppm" -o x.y4m
 fails "extend with a size" 2 '--size*extend' $extend "$in/clip.y4m" --size 32x32 -o x.y4m
 fails "extend with a start picture" 2 '--image*extend' $extend "$in/clip.y4m" $i1 -o x.y4m
+
+# The same clip as FFmpeg writes it, in limited range, and as FFmpeg reads it; extend gives a clip's own frames back.
+if command -v ffmpeg >/dev/null; then
+    for format in yuv420p yuv422p yuv444p; do
+        ffmpeg -v error -y -i "$in/clip.y4m" -vf scale=out_range=limited -pix_fmt $format "$in/ff.y4m"
+        ffmpeg -v error -y -i "$in/ff.y4m" -frames:v 1 -vf scale=flags=accurate_rnd+full_chroma_int+neighbor "$in/ff.ppm"
+        clean; call $extend "$in/ff.y4m" --key 0 -o f-%d.ppm
+        most=$(cmp -l "$in/ff.ppm" "$out/f-0.ppm" | awk '
+            function octal(n) { return int(n / 100) * 64 + int(n / 10) % 10 * 8 + n % 10 }
+            { d = octal($2) - octal($3); d = d < 0 ? -d : d; if (d > most) most = d } END { print most + 0 }')
+        [ $status = 0 ] && [ -s "$in/ff.ppm" ] && [ "$most" -le 1 ] && good || bad "$format as FFmpeg reads it" "1 level at most" "$most"
+    done
+else
+    skip "clips that FFmpeg wrote" "it is not installed"
+fi
 
 colours="-m $root/weights/ruyi-tiny -i $root/weights/start/meadow.ppm --size 64x64 --frames 8 --steps 4 -q -o x.y4m"
 works "colours as they come" x.y4m $colours
