@@ -35,6 +35,7 @@ part "stage by stage, float32" ./ruyi check tests/golden/cases/* tests/golden/ex
 part "stage by stage, float64" ./ruyi64 check tests/golden/cases/* tests/golden/extra/cases/*
 part "command line" tests/cli.sh ./ruyi
 part "controls of compare" build/controls ./ruyi
+part "port in NumPy" tests/port.sh ./ruyi
 part "identity" tests/identity.sh ./ruyi
 echo "$passed passed, $failed failed$([ "$skipped" -gt 0 ] && echo ", $skipped skipped")"
 [ "$failed" -eq 0 ]
