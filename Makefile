@@ -17,7 +17,7 @@ NUMERIC   = -ffp-contract=off -fno-math-errno -fno-trapping-math
 FLAGS     = -std=c11 $(CFLAGS) $(NUMERIC) $(NATIVE) $(OPENMP) $(WARNINGS)
 SOURCES   = ruyi.c vae.c dit.c tensor.c io.c
 
-.PHONY: all demo test goldens asan bench identity clean help
+.PHONY: all demo test goldens asan fuzz faults bench identity clean help
 
 all: ruyi
 
@@ -48,8 +48,24 @@ build/unit build/unit64: tests/unit.c tests/io_test.h $(SOURCES) ruyi.h Makefile
 	@mkdir -p $(@D)
 	$(CC) $(filter-out -Wshadow,$(FLAGS)) -DREAL=$(if $(findstring 64,$@),double,float) tests/unit.c -lm -o $@
 
+# Every reader on damaged files; every command on a system that refuses. One thread: both leave functions in strange ways.
+PLAIN = -std=c11 $(NUMERIC) $(NATIVE) $(filter-out -Wshadow,$(WARNINGS)) -Wno-unknown-pragmas
+build/damage: tests/fuzz/fuzz.c $(SOURCES) ruyi.h Makefile
+	@mkdir -p $(@D)
+	$(CC) -O2 $(PLAIN) -DEXHAUSTIVE $< -lm -o $@
+build/faults: tests/faults.c $(SOURCES) ruyi.h Makefile
+	@mkdir -p $(@D)
+	$(CC) -O2 $(PLAIN) $< -lm -o $@
+
 # Address and undefined-behaviour sanitizers; small, so that the tests under it end in minutes.
-asan: build/ruyi-asan build/unit-asan
+SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
+asan: build/ruyi-asan build/unit-asan build/damage-asan build/faults-asan
+build/damage-asan: tests/fuzz/fuzz.c $(SOURCES) ruyi.h Makefile
+	@mkdir -p $(@D)
+	$(CC) $(SANITIZE) $(PLAIN) -DEXHAUSTIVE $< -lm -o $@
+build/faults-asan: tests/faults.c $(SOURCES) ruyi.h Makefile
+	@mkdir -p $(@D)
+	$(CC) $(SANITIZE) $(PLAIN) $< -lm -o $@
 build/ruyi-asan: $(SOURCES) ruyi.h Makefile
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -O1 -g $(NUMERIC) $(NATIVE) $(WARNINGS) -fsanitize=address,undefined -fno-sanitize-recover=all $(SOURCES) -lm -o $@
@@ -71,7 +87,7 @@ demo: ruyi
 build/controls: tests/controls.c build/float/io.o build/float/tensor.o ruyi.h Makefile
 	$(CC) $(FLAGS) $(filter %.c %.o,$^) -lm -o $@
 
-test: ruyi ruyi64 build/unit build/unit64 build/ops build/ops64 build/pack build/controls
+test: ruyi ruyi64 build/unit build/unit64 build/ops build/ops64 build/pack build/controls build/damage build/faults
 	tests/run.sh
 
 # What of the golden pack is ours, byte for byte the same on every machine: operators, and the list of contents.
@@ -79,6 +95,20 @@ goldens: build/ops64 build/pack
 	build/ops64 tests/golden/ops tests/ops_floors.tsv
 	build/pack manifest >build/MANIFEST
 	mv build/MANIFEST tests/golden/MANIFEST
+
+# Readers under clang's libFuzzer: SECONDS or RUNS for each.
+CLANG   ?= clang
+SECONDS ?= 60
+fuzz:
+	@mkdir -p build
+	@if printf 'int LLVMFuzzerTestOneInput(void) { return 0; }\n' | $(CLANG) -fsanitize=fuzzer -x c - -o build/fuzz 2>build/fuzz.log; then \
+	    $(CLANG) -fsanitize=fuzzer $(SANITIZE) -O2 $(PLAIN) tests/fuzz/fuzz.c -lm -o build/fuzz && \
+	    tests/fuzz/fuzz.sh build/fuzz $(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS)); \
+	else echo "skipped fuzz: $(CLANG) has no libFuzzer: $$(tail -n 1 build/fuzz.log)"; fi
+
+# Every call of every kind fails once, in every command. Takes a quarter of an hour.
+faults: build/faults
+	build/faults -a
 
 # Times beside PyTorch (PYTHON=a Python that has it) and OpenBLAS (if installed). Says what is missing; never fails.
 bench: ruyi
@@ -98,6 +128,8 @@ help:
 	@echo "make goldens    the operators' golden cases and the pack's MANIFEST anew: the same bytes as before, or something moved"
 	@echo "make ruyi64     the same program in float64, the oracle"
 	@echo "make asan       build/ruyi-asan and build/unit-asan, under address and undefined-behaviour sanitizers"
+	@echo "make fuzz       every reader under libFuzzer (clang), SECONDS=60 or RUNS=N each"
+	@echo "make faults     every command with every call of the system failing, one at a time"
 	@echo "make bench      kernels beside PyTorch and OpenBLAS (PYTHON=a Python with torch)"
 	@echo "make identity   the same bytes from every compiler, level, instruction set, thread count and machine at hand"
 	@echo "make clean      remove what was built"

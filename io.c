@@ -9,7 +9,7 @@
  *
  * The sections, each beginning with its format:
  *     errors, memory, words       die, allocate, text_of; nearest_word
- *     files                       whole inputs; outputs that appear whole or not at all
+ *     files                       whole inputs, mapped inputs; outputs that appear whole or not at all
  *     JSON                        json_check, json_next, json_member, values
  *     configuration files         config_open, one getter a type
  *     safetensors                 safetensors_parse, open, find, write
@@ -24,8 +24,9 @@
  *     of the length.
  *   - Everybody else dies: "what: where: got, expected; what to do". The user's mistakes end with BAD_INPUT, the
  *     system's refusals (open for writing, write, mmap, memory) with SYSTEM_ERROR.
- *   - An output has a temporary name beside its target until it is whole. Those names are the only state that is not
- *     passed as an argument: die() and signal handlers must find them. Only the main thread opens outputs.
+ *   - An output has a temporary name beside its target until it is whole. Those names, and
+ *     the list of mapped files, are the only state that is not passed as an argument: die() and signal handlers must
+ *     find them. Only the main thread opens files.
  *   - File contents are little-endian and unaligned: they are assembled from bytes, never cast.
  */
 #ifndef _DEFAULT_SOURCE
@@ -43,6 +44,7 @@
 #include <math.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,19 +78,35 @@ void remove_temporaries(void)
     for (const writer *f = unfinished; f; f = f->next) unlink(f->temporary);
 }
 
-/* Ends the process with that exit code and one line on standard error; does not return, and leaves no half-written
- * file. Names out of foreign files may hold anything; control characters are replaced so that the message stays one
- * line. No allocation: memory may be what has run out. A message too long for the buffer shows that by "...". */
-_Noreturn void die(int code, const char *format, ...)
+/* One line on standard error. Names out of foreign files may hold anything; control characters are replaced so that the
+ * message stays one line. No allocation: memory may be what has run out. A message too long for the buffer shows that
+ * by "...". */
+PRINTF(1, 0) static void say(const char *format, va_list args)
 {
     char line[4096];
-    va_list args;
-    va_start(args, format);
     int length = vsnprintf(line, sizeof line, format, args);
-    va_end(args);
     for (unsigned char *c = (unsigned char *)line; length > 0 && *c; c++)
         if (*c < ' ' || *c == 0x7f) *c = *c == '\n' || *c == '\t' || *c == '\r' ? ' ' : '?';
     fprintf(stderr, "ruyi: %s%s\n", line, length >= (int)sizeof line ? "..." : "");
+}
+
+/* Such a line, and going on: one of several findings. */
+PRINTF(1, 2) static void complain(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    say(format, args);
+    va_end(args);
+}
+
+/* Ends the process with that exit code and one line on standard error; does not return, and leaves no half-written
+ * file. */
+_Noreturn void die(int code, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    say(format, args);
+    va_end(args);
     remove_temporaries();
     exit(code);
 }
@@ -239,19 +257,30 @@ static _Noreturn void die_reading(const char *path)
         strerror(errno));
 }
 
+/* Whether there is something of that name; dies where the system cannot say, which is not the same as no. */
+bool file_exists(const char *path)
+{
+    bool there = access(path, F_OK) == 0;
+    if (!there && errno != ENOENT && errno != ENOTDIR) die_reading(path);
+    return there;
+}
+
 /* An open file, and its size where it has one (pipes: 0). Folders are refused here: open() itself takes them. */
 static int input_open(const char *path, struct stat *about)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd;
+    do fd = open(path, O_RDONLY | O_CLOEXEC);
+    while (fd < 0 && errno == EINTR);
     if (fd < 0 || fstat(fd, about) != 0) die_reading(path);
     if (S_ISDIR(about->st_mode)) errno = EISDIR, die_reading(path);
     return fd;
 }
 
-/* All bytes of a file, or of standard input for "-"; to be freed. The size is not asked for in advance: pipes have
- * none, and a file may grow while it is read. Room doubles, so that every byte is copied less than twice on average; a
- * read of more than 2 GB, which some systems refuse, is never asked for. */
-static unsigned char *read_all(const char *path, size_t *size)
+/* All bytes of a file, or of standard input for "-"; to be freed. More than `most` (JSON: 4 MB, streams of pictures:
+ * 2 GB) are BAD_INPUT: a device may have no end. The size is not asked for in advance: pipes have none, and a file may
+ * grow while it is read. Room doubles, so that every byte is copied less than twice on average. */
+enum { CONFIG_BYTES = 1 << 22, STREAM_BYTES = INT32_MAX };
+static unsigned char *read_all(const char *path, size_t most, size_t *size)
 {
     struct stat about;
     bool standard = strcmp(path, "-") == 0;
@@ -264,12 +293,79 @@ static unsigned char *read_all(const char *path, size_t *size)
             bytes = grow(bytes, room, 2);
             room *= 2;
         }
-        got = read(fd, bytes + *size, (size_t)lesser((int64_t)(room - *size), 1 << 30));
+        got = read(fd, bytes + *size, (size_t)lesser((int64_t)(room - *size), 1 << 30));    /* some refuse 2 GB */
         if (got < 0 && errno != EINTR) die_reading(standard ? "standard input" : path);
         if (got > 0) *size += (size_t)got;
+        if (*size > most) die(BAD_INPUT, "%s: got more than %zu bytes, expected fewer; check the name", path, most);
     }
     if (!standard) close(fd);
     return bytes;
+}
+
+/* A file that is mapped: its pages are read when they are used, and shared between processes. */
+typedef struct mapping {
+    char *path;
+    const unsigned char *bytes;
+    size_t size;
+    struct stat about;          /* as it was when it was opened */
+    struct mapping *volatile next;
+} mapping;
+
+static mapping *volatile mappings;      /* all of them; volatile, and global, as `unfinished` is, for a signal handler */
+
+/* Maps a regular file, for mapping_close to undo; an empty one is NULL. SYSTEM_ERROR where there are no addresses. The
+ * map is private and read-only: a file that is removed, or replaced by rename, stays the old one here. */
+static const unsigned char *mapping_open(const char *path, size_t *size)
+{
+    mapping m = { .next = mappings };
+    int fd = input_open(path, &m.about);
+    if (!S_ISREG(m.about.st_mode)) die(BAD_INPUT, "%s: got a device or pipe, expected a file; save it first", path);
+    *size = m.size = (size_t)m.about.st_size;
+    void *map = m.size ? mmap(NULL, m.size, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;     /* a length of 0 it refuses */
+    if (map == MAP_FAILED || (intmax_t)m.size != m.about.st_size)
+        die(SYSTEM_ERROR, "%s: mapping: got no addresses, expected %jd bytes of them; lift the limit, or use 64 bits",
+            path, (intmax_t)m.about.st_size);
+    close(fd);
+    if (!map) return NULL;
+    m.path = text_of("%s", path), m.bytes = map;
+    mapping *kept = allocate(1, sizeof *kept);
+    *kept = m;
+    mappings = kept;
+    return map;
+}
+
+static void mapping_close(const unsigned char *bytes)
+{
+    mapping *volatile *link = &mappings, *m;
+    while (*link && (*link)->bytes != bytes) link = &(*link)->next;
+    if (!(m = *link)) return;
+    *link = m->next;
+    munmap((void *)(uintptr_t)bytes, m->size);
+    free(m->path);
+    free(m);
+}
+
+/* Dies where the file of a map has been written to since it was opened, as what was computed came from both: SYSTEM_ERROR.
+ * One that has been removed or replaced is still there for who mapped it. */
+void mappings_check(void)
+{
+    struct stat now;
+    for (const mapping *m = mappings; m; m = m->next)
+        if (stat(m->path, &now) == 0 && now.st_dev == m->about.st_dev && now.st_ino == m->about.st_ino &&
+            (now.st_size != m->about.st_size || now.st_mtime != m->about.st_mtime))
+            die(SYSTEM_ERROR, "%s: got a file that was written to during the run, expected the same; run again", m->path);
+}
+
+/* SIGBUS: a page that is not there any more, because its file was cut short or its disk failed. No library call is
+ * interrupted by it but memcpy, so die() is safe; of several threads that meet it the first one speaks. */
+_Noreturn void mapping_lost(const void *address)
+{
+    static atomic_flag said = ATOMIC_FLAG_INIT;
+    const mapping *m = mappings;
+    while (atomic_flag_test_and_set(&said)) pause();
+    while (m && (uintptr_t)address - (uintptr_t)m->bytes >= m->size) m = m->next;
+    die(SYSTEM_ERROR, "%s: reading: got a missing page, expected the file to stay whole; copy it again, and run again",
+        m ? m->path : "memory");
 }
 
 /* Whatever keeps an output from being written is the system's doing: exit code 3. errno must still be the call's. */
@@ -337,10 +433,12 @@ static void put(int fd, const char *path, const void *data, size_t size)
 
 /* Closes the file under its temporary name. sync: on the disk first, so that no crash can leave the final name on an
  * empty file. EINVAL: a file system without it. close() may be the first to tell of a full disk (NFS), so it is
- * asked. */
+ * asked; one that was interrupted has closed (and may not be repeated). */
 static void writer_finish(writer *f, bool sync)
 {
-    if ((sync && fsync(f->fd) != 0 && errno != EINVAL) || close(f->fd) != 0) die_writing(f->path);
+    int failed = sync ? fsync(f->fd) : 0;
+    while (failed && errno == EINTR) failed = fsync(f->fd);
+    if ((failed && errno != EINVAL) || (close(f->fd) != 0 && errno != EINTR)) die_writing(f->path);
     f->fd = -1;
 }
 
@@ -763,7 +861,7 @@ struct words { char **list; size_t count; };
 static char *json_file(const char *path, json *root)
 {
     size_t size;
-    char reason[REASON], *text = (char *)read_all(path, &size);
+    char reason[REASON], *text = (char *)read_all(path, CONFIG_BYTES, &size);
     bool valid = json_check(text, size, true, root, reason);
     if (valid && json_kind(*root) != '{') valid = refuse(reason, "got another value, expected an object");
     if (!valid) die(BAD_INPUT, "%s: JSON: %s; mend the file or copy it again", path, reason);
@@ -986,7 +1084,7 @@ static int64_t members(json container)
     return count;
 }
 
-/* Rules 9, 10 and S2; fills ndim, dim, count and bytes. A scalar has the shape [] and one element; a dimension of 0
+/* Rules 9, 10 and S2; fills ndim, count and bytes, but not dim, so that a list of millions costs nothing yet. A scalar has the shape [] and one element; a dimension of 0
  * makes the tensor empty. Factors are multiplied in their order, as the official reader does: [2^40, 2^40, 0]
  * overflows. */
 static bool shape_read(st_tensor *t, json list, char reason[REASON])
@@ -994,13 +1092,12 @@ static bool shape_read(st_tensor *t, json list, char reason[REASON])
     json cursor = {0}, item;
     uint64_t bits, dim;
     if (json_kind(list) != '[') return refuse(reason, "rule 10: shape is no list");
-    t->dim = allocate((size_t)members(list), sizeof *t->dim);
     t->count = 1;
     while (json_next(list, &cursor, NULL, &item)) {
         if (!json_natural(item, &dim)) return refuse(reason, "rule 9: a dimension is no plain number");
         if (dim >= (uint64_t)1 << 48) return refuse(reason, "rule S2: a dimension is above 2^48 - 1");
         if (!multiply(t->count, dim, &t->count)) return refuse(reason, "rule 10: the shape overflows");
-        t->dim[t->ndim++] = (int64_t)dim;
+        t->ndim++;
     }
     if (!multiply(t->count, (uint64_t)dtype_bits[t->type], &bits) || bits % 8 != 0)
         return refuse(reason, "rule 10: the size overflows, or is no whole number of bytes");
@@ -1030,6 +1127,7 @@ static bool tensor_read(st_tensor *t, json object, char reason[REASON])
 {
     static const char *const names[] = { "dtype", "shape", "data_offsets" };
     json field[3] = {{0}}, cursor = {0}, key, value;
+    uint64_t dim;
     if (json_kind(object) != '{') return refuse(reason, "rule 7: no object");
     while (json_next(object, &cursor, &key, &value))
         for (int i = 0; i < 3; i++) {
@@ -1042,7 +1140,11 @@ static bool tensor_read(st_tensor *t, json object, char reason[REASON])
     for (t->type = 0; t->type < DTYPES && !json_is(field[0], dtype_name[t->type]);) t->type++;
     int length = (int)lesser(field[0].end - field[0].text, 40);
     if (t->type == DTYPES) return refuse(reason, "rule 8: unknown dtype %.*s", length, field[0].text);
-    return shape_read(t, field[1], reason) && offsets_read(t, field[2], reason);
+    if (!shape_read(t, field[1], reason) || !offsets_read(t, field[2], reason)) return false;
+    t->dim = allocate((size_t)t->ndim, sizeof *t->dim);
+    cursor = (json){0};
+    for (int i = 0; json_next(field[1], &cursor, NULL, &value) && json_natural(value, &dim); i++) t->dim[i] = (int64_t)dim;
+    return true;
 }
 
 /* Rule 6. again: the header has had one. Its strings are free text; only compare reads any of them. */
@@ -1148,22 +1250,13 @@ bool safetensors_parse(const unsigned char *bytes, size_t size, safetensors *out
     return valid;
 }
 
-/* Maps the file and parses it; pages are read when they are used, and shared between processes. BAD_INPUT with the rule
- * where it is no valid file, or no file; SYSTEM_ERROR where it cannot be mapped. The map is private and read-only: a
- * file that is replaced by rename meanwhile stays the old one here, one that is cut short under the map ends the
- * process. */
+/* Maps the file and parses it. BAD_INPUT with the rule where it is no valid file, or no file; SYSTEM_ERROR where it
+ * cannot be mapped. */
 safetensors *safetensors_open(const char *path)
 {
     char reason[REASON];
-    struct stat about;
-    int fd = input_open(path, &about);
-    if (!S_ISREG(about.st_mode)) die(BAD_INPUT, "%s: got a device or pipe, expected a file; save it first", path);
-    size_t size = (size_t)about.st_size;
-    void *map = size ? mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;      /* a length of 0 it refuses */
-    if (map == MAP_FAILED || (intmax_t)size != about.st_size)
-        die(SYSTEM_ERROR, "%s: mapping: got no addresses, expected %jd bytes of them; lift the limit, or use 64 bits",
-            path, (intmax_t)about.st_size);
-    close(fd);
+    size_t size;
+    const unsigned char *map = mapping_open(path, &size);
     safetensors *file = allocate(1, sizeof *file);
     if (!safetensors_parse(map, size, file, reason))
         die(BAD_INPUT, "%s: safetensors: %s; copy or convert the file again", path, reason);
@@ -1186,7 +1279,7 @@ void safetensors_free(safetensors *file)
 /* The counterpart of safetensors_open: unmaps, and ends every weight and span of text that points into the file. */
 void safetensors_close(safetensors *file)
 {
-    if (file->size) munmap((void *)(uintptr_t)file->map, file->size);
+    mapping_close(file->map);
     free(file->path);
     safetensors_free(file);
     free(file);
@@ -1380,8 +1473,8 @@ weights *weights_open(const char *folder, const char *stem)
     w->folder = text_of("%s", folder);
     w->stem = text_of("%s", stem);
     char *single = text_of("%s/%s.safetensors", folder, stem), *index = text_of("%s.index.json", single);
-    if (access(single, F_OK) == 0) weights_add(w, single);
-    else if (access(index, F_OK) == 0) shards_open(w, index);
+    if (file_exists(single)) weights_add(w, single);
+    else if (file_exists(index)) shards_open(w, index);
     else die(BAD_INPUT, "%s: got neither it nor its .index.json, expected one of them; check the folder", single);
     free(single);
     free(index);
@@ -1636,25 +1729,50 @@ void weights_add_loras(weights *w, const safetensors *const *files, const double
     for (int i = 0; i < count; i++) w->lora_used[i] = allocate((size_t)files[i]->count, sizeof(bool));
 }
 
-/* The first floating tensor that holds a nan or an infinity, and the place of it in *index; NULL: none. Looks at all of
- * them, bound or not, as `real` sees them: the search for the culprit after a stage has gone wrong. Reads every page of
- * the files, which is why no run begins with it. */
+/* The place of the first nan or infinity of a tensor of floats, as `real` sees it (through fp8, if not 0); -1: none, or
+ * other types. */
+static int64_t nonfinite(const st_tensor *t, dtype fp8)
+{
+    enum { AT_ONCE = 1024 };
+    real x[AT_ONCE];
+    int64_t count = is_computable(t->type) ? (int64_t)t->count : 0, bytes = dtype_bits[t->type] / 8;
+    for (int64_t i = 0; i < count; i += AT_ONCE) {
+        int64_t n = lesser(AT_ONCE, count - i);
+        weight part = { .data = t->data + i * bytes, .type = t->type, .fp8 = fp8, .ndim = 2, .dim = { 1, n } };
+        weight_row(part, 0, 0, n, x);
+        for (int64_t k = 0; k < n; k++)
+            if (!isfinite(x[k])) return i + k;
+    }
+    return -1;
+}
+
+/* The first tensor that holds a nan or an infinity, and the place of it in *index; NULL: none. Looks at all of them,
+ * bound or not: the search for the culprit after a stage has gone wrong. Reads every page of the files, which is why no
+ * run begins with it. */
 const st_tensor *weights_nonfinite(const weights *w, int64_t *index)
 {
     for (int f = 0; f < w->nfiles + w->nloras; f++) {
         const safetensors *file = f < w->nfiles ? w->files[f] : w->loras[f - w->nfiles];
         for (int64_t i = 0; i < file->count; i++) {
             const st_tensor *t = &file->tensors[i];
-            weight all = { .data = t->data, .type = t->type, .ndim = 2, .dim = { 1, (int64_t)t->count } };
-            all.fp8 = f < w->nfiles ? fp8_of(w, t->name) : (dtype)0;
-            real x;
-            for (*index = 0; is_computable(t->type) && *index < (int64_t)t->count; ++*index) {
-                weight_row(all, 0, *index, 1, &x);
-                if (!isfinite(x)) return t;
-            }
+            if ((*index = nonfinite(t, f < w->nfiles ? fp8_of(w, t->name) : (dtype)0)) >= 0) return t;
         }
     }
     return NULL;
+}
+
+/* The same for one file and all of its tensors: a line on standard error for each that has one; returns how many. */
+int64_t safetensors_nonfinite(const safetensors *file)
+{
+    int64_t found = 0, index;
+    for (int64_t i = 0; i < file->count; i++) {
+        const st_tensor *t = &file->tensors[i];
+        if ((index = nonfinite(t, (dtype)0)) < 0) continue;
+        complain("%s: tensor %s: got %g at element %" PRId64 " of %" PRIu64 ", expected finite numbers; copy the file again",
+                 file->path, t->name, fabs(element(t, (uint64_t)index)), index, t->count);
+        found++;
+    }
+    return found;
 }
 
 /* Marks every tensor whose name matches glob (as in a shell, '*' also matching dots). For tensors that a valid file
@@ -1927,7 +2045,9 @@ static int64_t file_read(const char *path, image **list, int64_t count)
 {
     size_t size, used = 0, at = 0;
     char reason[REASON];
-    unsigned char *bytes = read_all(path, &size);
+    struct stat about;
+    bool file = strcmp(path, "-") != 0 && stat(path, &about) == 0 && S_ISREG(about.st_mode);
+    const unsigned char *bytes = file ? mapping_open(path, &size) : read_all(path, STREAM_BYTES, &size);
     const char *name = strcmp(path, "-") ? path : "standard input";
     int64_t before = count;
     y4m head;
@@ -1941,7 +2061,8 @@ static int64_t file_read(const char *path, image **list, int64_t count)
             die(BAD_INPUT, "%s: picture %" PRId64 ": %s; convert it to PPM or Y4M", name, count - before + 1, reason);
         for (count++; !y4m_file && at + used < size && is_space(bytes[at + used]);) used++;
     }
-    free(bytes);
+    if (file) mapping_close(bytes);
+    else free((void *)(uintptr_t)bytes);
     return count;
 }
 
@@ -1951,7 +2072,7 @@ static int64_t series_read(const char *path, pattern field, image **list, int64_
     bool there = true;
     for (int64_t number = 0, before = count; there; number++) {
         char *name = pattern_name(path, field, number);
-        there = access(name, F_OK) == 0 || (number == 1 && count == before);
+        there = file_exists(name) || (number == 1 && count == before);
         if (there) count = file_read(name, list, count);
         free(name);
         there |= number == 0;
@@ -1965,11 +2086,11 @@ static int64_t series_read(const char *path, pattern field, image **list, int64_
 int64_t images_read(const char *path, int64_t room, image **list, int64_t count)
 {
     int64_t first = 0, last = -1, end;
-    const char *colon = access(path, F_OK) == 0 ? NULL : strrchr(path, ':');
+    const char *colon = file_exists(path) ? NULL : strrchr(path, ':');
     if (colon && !frames_parse(colon + 1, &first, &last)) colon = NULL;
     char *name = text_of("%.*s", (int)(colon ? colon - path : (ptrdiff_t)strlen(path)), path);
     pattern field;
-    bool series = access(name, F_OK) != 0 && pattern_read(name, &field);
+    bool series = !file_exists(name) && pattern_read(name, &field);
     end = series ? series_read(name, field, list, count) : file_read(name, list, count);
     frames_resolve(strcmp(name, "-") ? name : "standard input", end - count, &first, &last);
     if (last - first >= room)
@@ -2489,19 +2610,21 @@ static void pack_add(pack *p, const char *path, const char *glob)
  * file has that name as a whole. */
 pack *pack_open(const char *text)
 {
-    const char *colon = access(text, F_OK) == 0 ? NULL : strrchr(text, ':'), *glob = colon ? colon + 1 : "*";
+    const char *colon = file_exists(text) ? NULL : strrchr(text, ':'), *glob = colon ? colon + 1 : "*";
     pack *p = allocate(1, sizeof *p);
     char *path = text_of("%.*s", (int)(colon ? (size_t)(colon - text) : strlen(text)), text);
     char *expected = text_of("%s/expected.safetensors", path);
-    bool golden = access(expected, F_OK) == 0;
+    bool golden = file_exists(expected);
     DIR *folder = golden ? NULL : opendir(path);
+    if (!golden && !folder && errno != ENOTDIR) die_reading(path);
     if (!folder) pack_add(p, golden ? expected : path, glob);
-    for (const struct dirent *d; folder && (d = readdir(folder));) {
+    for (const struct dirent *d; errno = 0, folder && (d = readdir(folder));) {
         if (fnmatch("*.safetensors", d->d_name, 0) != 0) continue;
         char *name = text_of("%s/%s", path, d->d_name);
         pack_add(p, name, glob);
         free(name);
     }
+    if (errno != 0) die_reading(path);      /* readdir's, or 0 */
     if (folder) closedir(folder);
     free(expected);
     if (p->count > 0) qsort(p->entries, (size_t)p->count, sizeof *p->entries, by_stage);
@@ -2889,6 +3012,7 @@ static void put_name(FILE *f, const char *s)
 {
     for (; *s; s++)
         if ((unsigned char)*s < ' ' || *s == 0x7f) fprintf(f, "\\u%04x", (unsigned)*s);
+        else if ((unsigned char)*s == 0xC0) fprintf(f, "\\u0000"), s++;      /* C0 80: see json_string */
         else fprintf(f, *s == '"' || *s == '\\' ? "\\%c" : "%c", *s);
 }
 
@@ -3119,7 +3243,10 @@ int judge_end(judge *j, const char *golden, const char *mine, int64_t extra)
     int code = j->differing > 0 ? DIFFERS : DONE;
     if (j->compared == 0 || (j->elements == 0 && code == DONE))
         die(BAD_INPUT, "%s: got no tensor of %s, expected some with elements; check both names", mine, golden);
-    fflush(j->list.to), fflush(j->first.to), fflush(j->worst.to);
+    memory_stream *const streams[] = { &j->list, &j->first, &j->worst };
+    for (int i = 0; i < 3; i++)
+        if (fflush(streams[i]->to) || ferror(streams[i]->to))
+            die(SYSTEM_ERROR, "memory: got none for the report, expected some; free some");
     if (j->json) {
         printf("{\"same\":%s,\"class\":\"%s\",\"tensors\":%" PRId64 ",\"differing\":%" PRId64 ",\"unlimited\":%" PRId64 ",\"only_in_mine\":%" PRId64 ",",
                code == DONE ? "true" : "false", j->class->name, j->pairs, j->differing, j->unlimited, extra);

@@ -25,6 +25,7 @@
 #include "ruyi.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <math.h>
@@ -761,7 +762,9 @@ void progress(const run *r, const char *stage, int64_t done, int64_t total)
 /* ---------------------------------------------------------------- the job */
 
 typedef enum { GENERATE, EXTEND, MEASURE, ENCODE, DECODE, CLIP, INFO, COMPARE, CHECK, BENCH, HELP, VERSION } command;
-enum { MAX_GIVEN = 5, MAX_PICTURES = 4096, MAX_FILES = 64, TIME_ROWS = 512 };
+enum { MAX_GIVEN = 5, MAX_PICTURES = 4096, MAX_FILES = 64, TIME_ROWS = 512, CAMERAS = 6, MOTIONS = 5 };
+static const char *const cameras[CAMERAS] = { "auto", "static", "left", "right", "up", "down" };
+static const char *const motions[MOTIONS] = { "auto", "1", "2", "3", "4" };
 
 /* The limits: 5 start and 5 end pictures are the product's promise (the public code manages one end picture); encode
  * takes a frame each; 512 latent frames are the rows of the DiT's time table. */
@@ -797,7 +800,7 @@ typedef struct {
     bool keep_colour;
     const char *log;                        /* measure: a run's standard error */
     int64_t times, key_first, key_last; bool key;   /* extend: key: the key frames were given */
-    bool quiet, blank;                      /* blank: info's picture is a stand-in */
+    bool quiet, check, blank;               /* check: info's; blank: info's picture is a stand-in */
     bool stdin_read;
 
     vae *vae; clip *clip; dit *dit;         /* opened as far as the command needs them, and never closed */
@@ -1888,6 +1891,7 @@ static void run_flow(job *j, flow *f, void (*prepare)(job *j))
     run r = run_of(j, &a);
     r.progress = j->quiet ? NULL : &p;
     result out = f(&r, j);
+    mappings_check();
     for (int64_t t = 0; o && t < out.frames; t++)
         output_frame(o, out.bytes + t * out.w * out.h * 3);
     if (o)
@@ -2040,16 +2044,21 @@ static control control_row(weights *w, const dit_config *c, const char *prefix, 
     };
 }
 
-/* The rows of the job's camera and motion. The aspect in the key is always 16x9 ("Do not change", says predict_i2v.py),
+/* The row of a camera and a motion. The aspect in the key is always 16x9 ("Do not change", says predict_i2v.py),
  * whatever the clip's is. */
+static control positive_row(const job *j, const char *camera, const char *motion)
+{
+    char *prefix = text_of("p.16x9movie%s%s", strcmp(motion, "auto") ? motion : "0", camera);
+    control row = control_row(j->embeddings, dit_settings(j->dit), prefix, "p.default");
+    free(prefix);
+    return row;
+}
+
 static void open_controls(job *j)
 {
-    const dit_config *c = dit_settings(j->dit);
-    char *prefix = text_of("p.16x9movie%s%s", strcmp(j->motion, "auto") ? j->motion : "0", j->camera);
     j->embeddings = weights_open(j->model, "embeddings");
-    j->rows[0] = control_row(j->embeddings, c, "n.default", "n.default");
-    j->rows[1] = control_row(j->embeddings, c, prefix, "p.default");
-    free(prefix);
+    j->rows[0] = control_row(j->embeddings, dit_settings(j->dit), "n.default", "n.default");
+    j->rows[1] = positive_row(j, j->camera, j->motion);
 }
 
 /* What must hold between the components, and between them and the options. Each dies here with the field or option to
@@ -2548,20 +2557,30 @@ static void give_blank(job *j)
     j->start[0] = (image){ 512, 512, allocate(3 * 512 * 512, 1) };
 }
 
+/* --check: every number of every component that is open, and every row that --camera and --motion can ask for. Returns
+ * how many tensors are at fault. */
+static int64_t check_weights(const job *j)
+{
+    const weights *all[] = { j->vae ? vae_weights(j->vae) : NULL, j->clip ? clip_weights(j->clip) : NULL,
+                             j->dit ? dit_weights(j->dit) : NULL, j->embeddings };
+    int64_t found = 0;
+    for (int i = 0; j->embeddings && i < CAMERAS * MOTIONS; i++)
+        positive_row(j, cameras[i / MOTIONS], motions[i % MOTIONS]);
+    for (int i = 0; i < 4; i++)
+        for (int f = 0; all[i] && f < all[i]->nfiles + all[i]->nloras; f++)
+            found += safetensors_nonfinite(f < all[i]->nfiles ? all[i]->files[f] : all[i]->loras[f - all[i]->nfiles]);
+    return found;
+}
+
 /* A file, a whole model, or a folder with a VAE alone. */
 static void command_info(job *j)
 {
     const char *path = j->nfiles ? j->files[0] : j->model;
     need(path, "info", "a model folder or a .safetensors file");
-    if (ends_with(path, ".safetensors")) {
-        safetensors *f = safetensors_open(path);
-        print_file(f, true);
-        safetensors_close(f);
-        return;
-    }
-    j->model = path;
-    j->quiet = true;
-    if (access(inside(j, "model_index.json"), R_OK) == 0) {
+    const safetensors *file = ends_with(path, ".safetensors") ? safetensors_open(path) : NULL;
+    if (file) {
+        print_file(file, true);
+    } else if (j->model = path, j->quiet = true, file_exists(inside(j, "model_index.json"))) {
         give_blank(j);
         open_generate(j);
         info_dit(j);
@@ -2571,13 +2590,18 @@ static void command_info(job *j)
         printf("embeddings:\n");
         print_weights(j->embeddings, j->verbose);
         info_plan(j);
-    } else if (access(inside(j, "vae"), R_OK) == 0) {
+    } else if (file_exists(inside(j, "vae"))) {
         j->vae = vae_open(inside(j, "vae"), true, true, j->tiling, j->allow_unknown);
         info_vae(j);
     } else {
         die(BAD_INPUT, "%s: got neither a .safetensors file nor a folder with model_index.json or vae/; give a model "
             "folder", path);
     }
+    if (!j->check)
+        return;
+    j->code = (file ? safetensors_nonfinite(file) : check_weights(j)) ? BAD_INPUT : DONE;
+    if (j->code == DONE)
+        printf("every number is finite\n");
 }
 
 /* ---------------------------------------------------------------- commands: check
@@ -2858,7 +2882,8 @@ static const struct {
     [O_INJECT] = { "inject", 0, "PATH[:GLOB]", RUNS,
                    "stages are taken from a file or folder, not computed; repeatable" },
     [O_STOP] = { "stop-after", 0, "STAGE", RUNS, "end there, and compute only what it needs" },
-    [O_CHECK] = { "check", 0, "PATH[:GLOB]", RUNS, "compare every stage with one there, made from inputs there" },
+    [O_CHECK] = { "check", 0, "PATH[:GLOB]", RUNS | FOR(INFO),
+                  "compare every stage with one there, made from inputs there; info: look at every weight of PATH" },
     [O_UNKNOWN] = { "allow-unknown", 0, NULL, MODELS, "ignore tensors that the configuration has no place for" },
     [O_CLASS] = { "class", 0, "WORD", RUNS | JUDGES, "limits of fp64 fp32 fp16 bf16 (this build's)" },
     [O_JSON] = { "json", 0, NULL, RUNS | JUDGES | FOR(MEASURE), "one JSON document instead of lines" },
@@ -3108,8 +3133,6 @@ static void add_injection(job *j, const char *text)
 /* Writes one option into the job. The last one wins where an option holds one value. */
 static void apply(job *j, option_id id, const char *value)
 {
-    static const char *const cameras[] = { "auto", "static", "left", "right", "up", "down" };
-    static const char *const motions[] = { "auto", "1", "2", "3", "4" };
     const char *name = options[id].name;
     switch (id) {
     case O_MODEL: j->model = value; break;
@@ -3121,8 +3144,8 @@ static void apply(job *j, option_id id, const char *value)
     case O_RESOLUTION: j->resolution = read_whole(name, value, 16, 8192); break;
     case O_FRAMES: j->frames = read_whole(name, value, 1, 1000000); break;
     case O_LONG: j->long_clip = true; break;
-    case O_CAMERA: j->camera = cameras[read_word(name, value, cameras, 6)]; break;
-    case O_MOTION: j->motion = motions[read_word(name, value, motions, 5)]; break;
+    case O_CAMERA: j->camera = cameras[read_word(name, value, cameras, CAMERAS)]; break;
+    case O_MOTION: j->motion = motions[read_word(name, value, motions, MOTIONS)]; break;
     case O_STEPS: j->steps = read_whole(name, value, 1, 1000000); break;
     case O_CFG: j->cfg = read_real(name, value); break;
     case O_SEED: j->seed = read_seed(value); break;
@@ -3151,7 +3174,13 @@ static void apply(job *j, option_id id, const char *value)
     case O_FILTER: add_filter(j, value); break;
     case O_INJECT: add_injection(j, value); break;
     case O_STOP: hooks_of(j)->stop_after = value; break;
-    case O_CHECK: hooks_of(j)->truth = pack_open(value); break;
+    case O_CHECK:
+        j->check = j->command == INFO;
+        if (j->check)
+            j->model = value;
+        else
+            hooks_of(j)->truth = pack_open(value);
+        break;
     case O_UNKNOWN: j->allow_unknown = true; break;
     case O_CLASS: j->class = value; break;
     case O_JSON: j->json = true; break;
@@ -3266,17 +3295,34 @@ static void on_signal(int signal_number)
     _exit(SYSTEM_ERROR);
 }
 
+/* A mapped file was cut short. */
+static void on_bus(int signal_number, siginfo_t *about, void *context)
+{
+    (void)signal_number, (void)context;
+    mapping_lost(about->si_addr);
+}
+
 /* Signals that end the program remove temporaries first, unless they were ignored from the start (nohup). A closed pipe
  * and a file beyond the limit are writes that fail. */
 static void catch_signals(void)
 {
     static const int stopping[] = { SIGINT, SIGTERM, SIGHUP };
     struct sigaction stop = { .sa_handler = on_signal }, ignore = { .sa_handler = SIG_IGN }, before;
+    struct sigaction bus = { .sa_sigaction = on_bus, .sa_flags = SA_SIGINFO };
     for (int i = 0; i < 3; i++)
         if (sigaction(stopping[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
             sigaction(stopping[i], &stop, NULL);
     sigaction(SIGPIPE, &ignore, NULL);
     sigaction(SIGXFSZ, &ignore, NULL);
+    sigaction(SIGBUS, &bus, NULL);
+}
+
+/* A standard descriptor that is closed would be given to the next file, and messages would go into it. In its place
+ * comes /dev/null, opened the wrong way: what uses it fails. */
+static void hold_descriptors(void)
+{
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_RDONLY : O_WRONLY) != fd) _exit(SYSTEM_ERROR);
 }
 
 /* One command line, from options to exit code; ruyi.h has the codes. Standard output is flushed here, so that a full
@@ -3313,6 +3359,7 @@ static int run_program(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+    hold_descriptors();
     catch_signals();
     return run_program(argc, argv);
 }

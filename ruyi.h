@@ -110,6 +110,9 @@ void *allocate(size_t count, size_t size);          /* zeroed; dies with SYSTEM_
 char *text_of(const char *format, ...) PRINTF(1, 2);/* a new string */
 const char *nearest_word(const char *word, const char *const *words, int count);    /* smallest edit distance */
 void remove_temporaries(void);                      /* half-written outputs; called by die() and signal handlers */
+bool file_exists(const char *path);                 /* dies where the system cannot say */
+void mappings_check(void);                          /* dies where a mapped file has been written to meanwhile */
+_Noreturn void mapping_lost(const void *address);   /* for SIGBUS: a mapped file was cut short; dies with its name */
 
 /* JSON (RFC 8259, strict). A json value is a span of text that json_check accepted; text == NULL: absent. */
 typedef struct { const char *text, *end; } json;
@@ -189,6 +192,7 @@ layer bind_linear(weights *w, int64_t n, int64_t k, const char *name, ...) PRINT
 layer bind_norm(weights *w, int64_t n, const char *name, ...) PRINTF(3, 4);                     /* NAME.weight [n], .bias [n] */
 layer bind_convolution(weights *w, shape kernel, const char *name, ...) PRINTF(3, 4);           /* NAME.weight as bind_conv, .bias */
 const st_tensor *weights_nonfinite(const weights *w, int64_t *index);     /* the first with a nan or infinity, or NULL */
+int64_t safetensors_nonfinite(const safetensors *file);     /* tells all of them, a line each; returns how many */
 void weights_ignore(weights *w, const char *glob);  /* known and not read */
 void weights_done(const weights *w, bool allow_unknown);    /* dies naming the first tensor that has no place */
 uint64_t weights_bytes(const weights *w);           /* mapped bytes of all tensors */

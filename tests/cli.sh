@@ -285,6 +285,7 @@ harmless "null for a field with a default" $json 's/"clip_sample_range": 1.0/"cl
 harmless "a default left out" $json '/"clip_sample_range"/d'
 harmless "a field twice: the last holds" $json '1s/$/ "prediction_type": "flow",/'
 harmless "a word written with escapes" $json 's/"v_prediction"/"\\u0076_prediction"/'
+harmless "-Infinity, as diffusers writes it" $json '1s/$/ "lambda_min_clipped": -Infinity,/' --scheduler dpm++
 harmless "null for n_query, which is 16 then" transformer/config.json 's/"n_query": 16/"n_query": null/'
 
 # ---------------------------------------------------------------- tensors
@@ -367,9 +368,46 @@ broken "a number for a shard" $index "s/\(\"blocks.0.attn1.to_q.bias\": *\)\"$fi
 broken "a shard that is not there" $index "s/$second/other.safetensors/" 'other.safetensors*No such file'
 broken "a tensor in another shard" $index "s/\(\"blocks.0.attn1.to_q.bias\": *\"\)$first/\1$second/" 'blocks.0.attn1.to_q.bias'
 broken "a tensor that the index leaves out" $index "s/\"blocks.0.attn1.to_q.bias\": *\"$first\",//" 'tensor blocks.0.attn1.to_q.bias'
+broken "a tensor twice in an index" $index "s/\"blocks.0.attn1.to_q.bias\": *\"$first\",/&&/" 'blocks.0.attn1.to_q.bias*twice'
+broken "no name for a shard" $index "s/\(\"blocks.0.attn1.to_q.bias\": *\"\)$first/\1/" 'blocks.0.attn1.to_q.bias'
 broken "an index without a map" $index 's/"weight_map"/"weights"/' 'weight_map'
 broken "a broken index" $index '$s/}$//' "$index: JSON"
 base=$models/tiny-b
+
+# Types that the format knows and no kernel: listed, and refused where they are needed.
+tensors '{"a":{"dtype":"C64","shape":[1],"data_offsets":[0,8]},"b":{"dtype":"F4","shape":[2],"data_offsets":[8,9]}}' 123456789 >"$in/odd.safetensors"
+works "info on odd types" '' info "$in/odd.safetensors"
+matches "info lists odd types" 'C64 *a*F4 *b*' "$(cat "$tmp/stdout")"
+fails "compare on odd types" 2 'tensor a*C64' compare "$in/odd.safetensors" "$in/odd.safetensors"
+
+# What is refused costs less than 16 MB and a second of computing, however large the file is.
+costs() {               # NAME PATTERN ARGUMENT...
+    name=$1 pattern=$2
+    shift 2
+    (cd "$out" && ulimit -d 16384 && ulimit -t 1 && exec "$ruyi" "$@") >"$tmp/stdout" 2>"$tmp/stderr"
+    equal "$name: code and lines" '2 1' "$? $(wc -l <"$tmp/stderr" | tr -d ' ')"
+    matches "$name" "$pattern" "$(cat "$tmp/stderr")"
+}
+# sparse FILE BYTES: as long as 100 GB, with BYTES (a format of printf) at its beginning.
+sparse() { printf "$2" >"$1" && dd if=/dev/null of="$1" bs=1000000 seek=100000 2>/dev/null; }
+if [ "$(uname)" = Linux ] && (ulimit -d 16384) 2>/dev/null && sparse "$in/huge.safetensors" '' 2>/dev/null; then
+    costs "100 GB of zeros" 'rule 5' info "$in/huge.safetensors"
+    sparse "$in/huge.safetensors" '\000\341\365\005\000\000\000\000{}'
+    costs "a header of 100 MB" 'rule 5' info "$in/huge.safetensors"
+    sparse "$in/huge.safetensors" '\002\000\000\000\000\000\000\000{}'
+    costs "100 GB that no tensor has" 'rule 14' info "$in/huge.safetensors"
+    costs "100 GB to compare" 'rule 14' compare "$in/huge.safetensors" "$in/huge.safetensors"
+    fresh_model
+    sparse "$model/model_index.json" '{"a":1}'
+    costs "100 GB of JSON" 'model_index.json*more than' info "$model"
+    sparse "$in/huge.ppm" ''
+    costs "100 GB for a picture" 'picture 1*P6' clip -m "$base" -i "$in/huge.ppm" -o x.safetensors
+    sparse "$in/huge.ppm" 'P6 1 1 255 abcd'
+    costs "100 GB after a picture" 'picture 2*P6' clip -m "$base" -i "$in/huge.ppm" -o x.safetensors
+    rm -f "$in/huge.ppm" "$in/huge.safetensors"
+else
+    skip "files of 100 GB" "no limits on memory here, or no sparse files"
+fi
 
 # ---------------------------------------------------------------- pictures
 
@@ -696,6 +734,14 @@ else
     fails_here "a folder without rights" 3 'closed/x.y4m*ermission' $frames -o closed/x.y4m
     fails_here "a folder without rights for frames" 3 'closed/*ermission' $frames -o closed/f-%d.ppm
 fi
+if [ -d /proc/self ]; then
+    fails "a folder that takes no files" 3 '/proc/x.y4m' $frames -o /proc/x.y4m
+    fails "a folder that takes no frames" 3 '/proc/f-0.ppm' $frames -o /proc/f-%d.ppm
+    fails "a folder that takes no latents" 3 '/proc/x.safetensors' encode -m "$base" -q $i1 -o /proc/x.safetensors
+    fails "a folder that takes no dumps" 3 '/proc/' $frames --dump /proc
+else
+    skip "a folder that takes no files" "there is no /proc"
+fi
 clean; mkdir "$out/x.y4m" "$out/f-3.ppm" "$out/x.safetensors"
 fails_here "a folder for the clip" 3 'x.y4m*folder' $frames -o x.y4m
 fails_here "a folder for a frame" 3 'f-3.ppm*folder' $frames -o f-%d.ppm
@@ -758,6 +804,37 @@ for target in x.y4m f-%d.ppm; do
     matches "a full disk: $target, says so" 'writing' "$(cat "$tmp/stderr")"
 done
 clean
+((ulimit -f 1; cd "$out" && exec "$ruyi" -m "$base" --size 48x48 --frames 8 --steps 1 -q --dump d) >/dev/null 2>"$tmp/stderr"; echo $? >"$tmp/code") 2>/dev/null
+equal "a full disk: dumps, the whole ones stay" "3 0" "$(cat "$tmp/code") $(ls "$out/d" | grep -c tmp)"
+clean
+picture P6 160 160 1 >"$in/large.ppm"
+((ulimit -f 1; cd "$out" && exec "$ruyi" encode -m "$base" -q -i "$in/large.ppm" -o x.safetensors) >/dev/null 2>"$tmp/stderr"; echo $? >"$tmp/code") 2>/dev/null
+equal "a full disk: latents" "3 " "$(cat "$tmp/code") $(listing)"
+# A real one, where this user may mount it.
+clean; mkdir "$out/small"
+if mount -t tmpfs -o size=16k none "$out/small" 2>/dev/null; then
+    for target in x.y4m f-%d.ppm; do
+        fails_here "a small disk: $target" 3 'No space left' -m "$base" --size 48x48 --frames 8 --steps 1 -q -o small/$target
+    done
+    umount "$out/small"
+else
+    skip "a small disk" "this user may not mount one"
+fi
+# A closed descriptor is not given to a file.
+clean
+(cd "$out" && exec "$ruyi" $frames -o x.y4m 2>&-) >/dev/null
+equal "standard error closed" "0 x.y4m " "$? $(listing)"
+same "standard error closed, same bytes" "$in/clip.y4m" "$out/x.y4m"
+(cd "$out" && exec "$ruyi" $frames --cfg nan -o y.y4m 2>&-) >/dev/null
+equal "standard error closed, a refusal" "2 x.y4m " "$? $(listing)"
+(cd "$out" && exec "$ruyi" $frames -o - >&-) 2>"$tmp/stderr"
+equal "standard output closed" 3 $?
+matches "standard output closed, says so" 'standard output' "$(cat "$tmp/stderr")"
+(cd "$out" && exec "$ruyi" $frames -o x.y4m >&-) 2>"$tmp/stderr"
+equal "standard output closed and not needed" 0 $?
+(cd "$out" && exec "$ruyi" $frames -i - -o x.y4m <&-) >/dev/null 2>"$tmp/stderr"
+equal "standard input closed" 3 $?
+clean
 { (cd "$out" && "$ruyi" -m "$base" --size 64x64 --frames 120 --steps 1 -q -o -; echo $? >"$tmp/code") | dd bs=10 count=1; } >/dev/null 2>&1
 equal "a closed pipe" 3 "$(cat "$tmp/code")"
 
@@ -788,6 +865,10 @@ single latents F32 '[16,0,1,1]' 0 ''
 fails "decode: no latent frames" 2 'latents' $decode "$in/l.safetensors"
 single latents I32 '[16,1,1,1]' 64 "$zeros"
 fails "decode: latents of integers" 2 'latents*I32*F32' $decode "$in/l.safetensors"
+for type in F64,128 F16,32 BF16,32; do
+    single latents ${type%,*} '[16,1,1,1]' ${type#*,} "$(printf '%s' "$zeros$zeros" | cut -c 1-$((4 * ${type#*,})))"
+    works "decode of latents of ${type%,*}" x.y4m $decode "$in/l.safetensors"
+done
 single latents F32 '[16,1,1,1]' 64 "\\377\\377\\377\\377${zeros#????????????????}"
 fails "decode: NaN in the latents" 2 'latents' $decode "$in/l.safetensors"
 fails "decode: no such file" 2 'missing.safetensors*No such file' $decode missing.safetensors
@@ -865,6 +946,31 @@ cp "$in/1.ppm" "$in/bad.safetensors"
 fails "info on a broken file" 2 'bad.safetensors*rule' info "$in/bad.safetensors"
 alter transformer/config.json 's/"num_layers": 6/"num_layers": 5/'
 fails "info on a broken model" 2 'num_layers*even' info "$model"
+works "info --check" '' info --check "$base"
+matches "info --check says that all is well" 'every number is finite' "$(cat "$tmp/stdout")"
+works "info --check on a VAE alone" '' info --check "$models/vae-none"
+works "info --check on a file" '' info --check "$base/$dit"
+checked() {             # NAME LINES PATTERN ARGUMENT...: --check finds as many
+    name=$1 lines=$2 pattern=$3
+    shift 3
+    clean
+    call info --check "$@"
+    equal "$name: code and lines" "2 $lines" "$status $(wc -l <"$tmp/stderr" | tr -d ' ')"
+    matches "$name" "$pattern" "$(cat "$tmp/stderr")"
+}
+fresh_model
+set_number() { printf "$3" | dd of="$model/$1" bs=1 seek="$(offset "$model/$1" "$2")" conv=notrunc 2>/dev/null; }
+set_number $dit blocks.3.attn1.to_q.weight '\377\377'
+checked "info --check with NaN" 1 "$dit: tensor blocks.3.attn1.to_q.weight: got nan at element 0" "$model"
+checked "info --check on a file with NaN" 1 "blocks.3.attn1.to_q.weight" "$model/$dit"
+set_number $vae decoder.conv_out.weight '\000\374'
+set_number $clip vision_model.post_layernorm.weight '\000\174'
+set_number embeddings.safetensors p.default.emb2 '\000\176'
+checked "info --check in four files, also what no run reads" 4 '*conv_out.weight: got inf*post_layernorm.weight: got inf*to_q*emb2: got nan' "$model"
+alter embeddings.safetensors 's/\("p.16x9movie4up.emb1":{"dtype":"F16","shape":\[1,\)11,40/\140,11/'
+checked "info --check of a row that only another camera asks for" 1 'tensor p.16x9movie4up.emb1*1, 40, 11*1, 11, 40' "$model"
+alter $dit 's/"blocks.3.attn2.to_k.weight"/"blocks.3.attn2.to_x.weight"/'
+checked "info --check of a name" 1 'tensor blocks.3.attn2.to_k.weight: got none' "$model"
 for option in --help -h --version; do
     works "$option" '' $option
     equal "$option has nothing on standard error" '' "$(cat "$tmp/stderr")"
@@ -974,6 +1080,33 @@ finish() {
     status=$?
     running=
 }
+# What becomes of a model's file while it is in use. Each time the run is in its first steps.
+use() {                 # NAME CODE PATTERN STEPS THREADS COMMAND...: COMMAND is done to $model
+    name=$1 code=$2 pattern=$3 steps=$4 OMP_NUM_THREADS=$5
+    shift 5
+    rm -rf "$model" && cp -R "$models/tiny-a" "$model"
+    start --steps $steps -m "$model"
+    "$@"
+    finish
+    OMP_NUM_THREADS=1
+    lines=$(grep -c '^ruyi: ' "$tmp/stderr")
+    if [ "$code" -eq 0 ]; then
+        equal "$name" '0 x.y4m 0' "$status $(listing)$lines"
+    else
+        equal "$name" "$code  1" "$status $(listing) $lines"
+        matches "$name, says so" "$pattern" "$(cat "$tmp/stderr")"
+    fi
+}
+cut_short() { : >"$1"; }
+use "a file of the model removed" 0 '' 2 1 rm -r "$model"
+cp "$out/x.y4m" "$in/used.y4m" 2>/dev/null
+use "a file of the model replaced" 0 '' 2 1 mv "$model/$vae" "$model/$dit"
+same "a file of the model replaced, same bytes" "$in/used.y4m" "$out/x.y4m"
+for threads in 1 3; do
+    use "a file of the model cut short, $threads threads" 3 "$dit: reading: got a missing page" 1000 $threads cut_short "$model/$dit"
+done
+use "a file of the model cut short, the VAE's" 3 "$vae: reading: got a missing page" 2 1 cut_short "$model/$vae"
+use "a file of the model written to" 3 "$dit: got a file that was written to" 2 1 touch -t 200001010000 "$model/$dit"
 # INT is left out: what a script starts in the background ignores it.
 for signal in TERM HUP; do
     start --steps 1000

@@ -149,31 +149,52 @@ static const struct { const char *rule, *header; size_t data; } st_cases[] = {  
     { NULL, "{" T("", "I8", "[1,1,1,1,1,1,1]", "[0,1]") "}", 1 }, 
     { NULL, "{" T("a\\u0000b", "I8", "[0]", "[0,0]") "," T("a\\u0000c", "I8", "[0]", "[0,0]") "}", 0 },
     { NULL, "{\"a\":{\"x\":{\"dtype\":[1e5]},\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1 },
+    { NULL, "{" T("a", "U8", "[281474976710655,0]", "[0,0]") "}", 0 },
+    { NULL, "{\"a\":{\"shape\":[ 0 ],\"data_offsets\":[ 0 , 0 ] ,\t\"\\u0064type\":\r\n\"U\\u0038\"}}", 0 },
+    { NULL, "{\"__metadata__\":{},\"__metadata__x\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}\t\r\n ", 1 },
+    { "rule 4:", "{\"\xf4\x90\x80\x80\":1}", 0 }, { "rule 4:", "{}\xff", 0 },
     { "rule 4:", "{\"\xff\":1}", 0 }, { "rule 4:", "{\"\xc0\x80\":1}", 0 }, { "rule 4:", "{\"\xed\xa0\x80\":1}", 0 },
     { "rule 5:", "", 0 }, { "rule 5:", "[]", 0 }, { "rule 5:", "{}x", 0 }, { "rule 5:", "\xef\xbb\xbf{}", 0 },
-    { "rule 5:", "{,}", 0 },
+    { "rule 5:", "{,}", 0 }, { "rule 5:", "{}{}", 0 }, { "rule 5:", "{} // no", 0 }, { "rule 5:", "\v{}", 0 },
+    { "rule 5:", "{\"a\tb\":1}", 0 }, { "rule 5:", "{\"a\":NaN}", 0 }, { "rule 5:", "null", 0 }, { "rule 5:", "{\"a\":1", 0 },
+    { "rule 5:", "{" T("a", "U8", "[+1]", "[0,1]") "}", 1 }, { "rule 5:", "{" T("a", "U8", "[1.]", "[0,1]") "}", 1 },
     { "rule 5:", "{" T("a", "U8", "[01]", "[0,1]") "}", 1 },
     { "rule 5:", "{" T("\\ud800", "U8", "[1]", "[0,1]") "}", 1 },
     { "rule 5:", "{" T("a", "U8", "[-Infinity]", "[0,1]") "}", 1 },
     { "rule 5:", "{" T("a", "U8", "[1]", "[0,1]") ",}", 1 },
     { "rule 6:", "{\"__metadata__\":{},\"__metadata__\":{}}", 0 }, { "rule 6:", "{\"__metadata__\":[]}", 0 },
-    { "rule 6:", "{\"__metadata__\":{\"a\":1}}", 0 },
+    { "rule 6:", "{\"__metadata__\":{\"a\":1}}", 0 }, { "rule 6:", "{\"__metadata__\":\"a\"}", 0 },
+    { "rule 6:", "{\"__metadata__\":{\"a\":null}}", 0 }, { "rule 6:", "{\"__metadata__\":{\"a\":{}}}", 0 },
     { "rule 6:", "{\"__metadata__\":null,\"__meta\\u0064ata__\":null}", 0 },
+    { "rule 7:", "{\"a\":null}", 0 }, { "rule 7:", "{\"a\":[]}", 0 },
+    { "rule 7:", "{\"a\":{\"dtype\":\"U8\",\"data_offsets\":[0,0]}}", 0 },
+    { "rule 7:", "{\"a\":{\"shape\":[0],\"data_offsets\":[0,0]}}", 0 },
+    { "rule 7:", "{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0],\"data_offsets\":[0,0]}}", 0 },
     { "rule 7:", "{\"a\":1}", 0 }, { "rule 7:", "{\"a\":{}}", 0 },
     { "rule 7:", "{\"a\":{\"dtype\":\"U8\",\"shape\":[0]}}", 0 },
     { "rule 7:", "{\"a\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}", 0 },
     { "rule 7:", "{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0],\"shape\":[0]}}", 0 },
     { "rule 8:", "{" T("a", "F16X", "[0]", "[0,0]") "}", 0 }, { "rule 8:", "{" T("a", "f32", "[0]", "[0,0]") "}", 0 },
     { "rule 8:", "{\"a\":{\"dtype\":1,\"shape\":[0],\"data_offsets\":[0,0]}}", 0 },
+    { "rule 8:", "{" T("a", "", "[0]", "[0,0]") "}", 0 }, { "rule 8:", "{" T("a", "U8 ", "[0]", "[0,0]") "}", 0 },
+    { "rule 9:", "{" T("a", "U8", "[[1]]", "[0,1]") "}", 1 }, { "rule 9:", "{" T("a", "U8", "[true]", "[0,1]") "}", 1 },
+    { "rule 9:", "{" T("a", "U8", "[1]", "[-0,1]") "}", 1 }, { "rule 9:", "{" T("a", "U8", "[1]", "[\"0\",1]") "}", 1 },
+    { "rule 9:", "{" T("a", "U8", "[1]", "[0,1e0]") "}", 1 },
+    { "rule 9:", "{" T("a", "U8", "[1]", "[0,18446744073709551616]") "}", 1 },
     { "rule 9:", "{" T("a", "U8", "[1.0]", "[0,1]") "}", 1 }, { "rule 9:", "{" T("a", "U8", "[-1]", "[0,1]") "}", 1 },
     { "rule 9:", "{" T("a", "U8", "[\"1\"]", "[0,1]") "}", 1 },
     { "rule 9:", "{" T("a", "U8", "[1e0]", "[0,1]") "}", 1 },
     { "rule 9:", "{" T("a", "U8", "[18446744073709551616]", "[0,1]") "}", 1 },
     { "rule 9:", "{" T("a", "U8", "[-0]", "[0,0]") "}", 0 },
     { "rule 9:", "{" T("a", "U8", "[1]", "[0,1.0]") "}", 1 }, { "rule 9:", "{" T("a", "U8", "[null]", "[0,1]") "}", 1 },
+    { "rule 10:", "{" T("a", "U8", "[1099511627776,1099511627776,0]", "[0,0]") "}", 0 },
+    { "rule 10:", "{" T("a", "F6_E3M2", "[2]", "[0,1]") "}", 1 }, { "rule 10:", "{" T("a", "F4", "[]", "[0,0]") "}", 0 },
+    { "rule 10:", "{" T("a", "U8", "null", "[0,1]") "}", 1 }, { "rule 10:", "{" T("a", "U8", "{}", "[0,1]") "}", 1 },
     { "rule 10:", "{" T("a", "U8", "1", "[0,1]") "}", 1 }, { "rule 10:", "{" T("a", "F4", "[3]", "[0,1]") "}", 1 },
     { "rule 10:", "{" T("a", "U8", "[4294967296,4294967296]", "[0,1]") "}", 1 },
     { "rule 10:", "{" T("a", "F64", "[4294967296,1073741824]", "[0,1]") "}", 1 },
+    { "rule 11:", "{" T("a", "U8", "[0]", "[]") "}", 0 }, { "rule 11:", "{" T("a", "U8", "[0]", "{}") "}", 0 },
+    { "rule 11:", "{" T("a", "U8", "[1]", "[18446744073709551615,0]") "}", 1 },
     { "rule 11:", "{" T("a", "U8", "[1]", "[0]") "}", 1 }, { "rule 11:", "{" T("a", "U8", "[1]", "[0,1,1]") "}", 1 },
     { "rule 11:", "{" T("a", "U8", "[1]", "1") "}", 1 }, { "rule 11:", "{" T("a", "U8", "[1]", "[1,0]") "}", 1 },
     { "rule 12:", "{" T("a", "U8", "[1]", "[1,2]") "}", 2 },
@@ -181,6 +202,10 @@ static const struct { const char *rule, *header; size_t data; } st_cases[] = {  
     { "rule 12:", "{" T("a", "U8", "[2]", "[0,2]") "," T("b", "U8", "[2]", "[1,3]") "}", 3 },
     { "rule 12:", "{" T("a", "U8", "[2]", "[0,2]") "," T("b", "U8", "[2]", "[0,2]") "}", 2 },
     { "rule 12:", "{" T("a", "U8", "[2]", "[0,2]") "," T("b", "U8", "[0]", "[1,1]") "}", 2 },
+    { "rule 12:", "{" T("a", "U8", "[0]", "[1,1]") "}", 1 },
+    { "rule 12:", "{" T("a", "U8", "[1]", "[18446744073709551614,18446744073709551615]") "}", 1 },
+    { "rule 13:", "{" T("a", "C64", "[1]", "[0,4]") "}", 4 }, { "rule 13:", "{" T("a", "U8", "[]", "[0,0]") "}", 0 },
+    { "rule 13:", "{" T("a", "F8_E8M0", "[2]", "[0,1]") "}", 1 }, { "rule 13:", "{" T("a", "F32", "[2]", "[0,9]") "}", 9 },
     { "rule 13:", "{" T("a", "F32", "[2]", "[0,4]") "}", 4 }, { "rule 13:", "{" T("a", "F32", "[0]", "[0,4]") "}", 4 },
     { "rule 13:", "{" T("a", "U8", "[1]", "[0,18446744073709551615]") "}", 1 },
     { "rule 14:", "{" T("a", "U8", "[2]", "[0,2]") "}", 1 }, { "rule 14:", "{" T("a", "U8", "[2]", "[0,2]") "}", 3 },
@@ -211,6 +236,25 @@ static void test_safetensors_rules(void)
     st_refused(BYTES("\xff\xff\xff\xff\xff\xff\xff\xff{}"), "rule 2:");
     st_refused(BYTES("\x01\xe1\xf5\x05\0\0\0\0{}"), "rule 2:");
     st_refused(BYTES("\3\0\0\0\0\0\0\0{}"), "rule 3:");
+    st_refused(BYTES("\x00\xe1\xf5\x05\0\0\0\0{}"), "rule 3:");    /* 100,000,000 is no too long header by itself */
+    st_refused(BYTES("\3\0\0\0\0\0\0\0{}\0"), "rule 5:");
+    for (int type = 0; type < DTYPES; type++)       /* 8 elements of every type, and a byte less */
+        for (int missing = 0; missing < 2; missing++) {
+            char *header = text_of("{" T("a", "%s", "[2,4]", "[0,%d]") "}", dtype_name[type], dtype_bits[type] - missing);
+            unsigned char *bytes = st_bytes(header, (size_t)(dtype_bits[type] - missing), &size);
+            if (missing) st_refused(bytes, size, "rule 13:");
+            else CHECK(st_takes(bytes, size, reason), "safetensors: %s: %s", header, reason);
+            free(bytes), free(header);
+        }
+    for (int levels = 126; levels <= 127; levels++) {   /* with the header's own two: 128, 129 */
+        char deep[2 * 127 + 1] = "";
+        memset(deep, '[', (size_t)levels), memset(deep + levels, ']', (size_t)levels);
+        char *header = text_of("{\"a\":{\"x\":%.*s,\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}", 2 * levels, deep);
+        unsigned char *bytes = st_bytes(header, 0, &size);
+        if (levels > 126) st_refused(bytes, size, "rule 5:");
+        else CHECK(st_takes(bytes, size, reason), "safetensors: %d levels: %s", levels, reason);
+        free(bytes), free(header);
+    }
 }
 
 /* Every prefix, and every file with one bit turned: refused with a rule, or taken, but nothing else. */
@@ -298,6 +342,10 @@ static void ppm_good(const unsigned char *bytes, size_t size, int64_t w, int64_t
 static void test_ppm(void)
 {
     ppm_good(BYTES("P6\n2 1\n255\nabcdef"), 2, 1, "abcdef", 0);
+    ppm_good(BYTES("P6\r1\t1\r\n255\r\nab"), 1, 1, "\nab", 0);      /* one white space after maxval, the next is data */
+    ppm_good(BYTES("P3\n1 1 1\n1#c\n0\t1"), 1, 1, "\xff\x00\xff", 0);
+    ppm_good(BYTES("P3 1 1 65535 65535 32768 0 P"), 1, 1, "\xff\x80\x00", 2);
+    ppm_good(BYTES("P6 0002 00001 0255 abcdef"), 2, 1, "abcdef", 0);
     ppm_good(BYTES("P6 # one\n#two\n1#\n 1 255 abcP6"), 1, 1, "abc", 2);
     ppm_good(BYTES("P6\n1 1\n65535\n\xff\xff\x80\x00\x00\x80"), 1, 1, "\xff\x80\x00", 0);
     ppm_good(BYTES("P6\n1 1\n256\n\x01\x00\x00\x80\x00\x01"), 1, 1, "\xff\x80\x01", 0);
@@ -309,7 +357,10 @@ static void test_ppm(void)
     ppm_good(BYTES("P5\n1 1 1000\n\x03\xe8"), 1, 1, "\xff\xff\xff", 0);
     static const struct { const unsigned char *bytes; size_t size; } bad[] = {
         { BYTES("") }, { BYTES("P") }, { BYTES("P7\n") }, { BYTES("P2\n1 1 255 0") }, { BYTES("P61 1 255 abc") },
-        { BYTES("P6\n0 1 255\n") },
+        { BYTES("P6\n0 1 255\n") }, { BYTES("P6\n1 0 255\nabc") }, { BYTES("p6\n1 1 255\nabc") }, { BYTES(" P6\n1 1 255\nabc") },
+        { BYTES("P6\n1 1 +255\nabc") }, { BYTES("P6\n1 1 0x1\nabc") }, { BYTES("P6\n1.0 1 255\nabc") }, { BYTES("P6\n1\0001 255\nabc") },
+        { BYTES("P6\n1 1 65535\nabcde") },
+        { BYTES("P5\n1 1 7\n\x08") }, { BYTES("P5\n1 1 65535\na") },
         { BYTES("P6\n1 1 0\nabc") }, { BYTES("P6\n1 1 65536\nabcabc") }, { BYTES("P6\n1 1 255\nab") },
         { BYTES("P6\n1 1 255") }, { BYTES("P6\n1 -1 255\nabc") },
         { BYTES("P6\n1 1 96\nabc") }, { BYTES("P6\n2147483647 2147483647 65535\n") },

@@ -26,6 +26,8 @@ part() {
 
 part "units, float32" build/unit
 part "units, float64" build/unit64
+part "damaged files" build/damage
+part "faults" build/faults
 part "operators, float32" tests/ops.sh build/ops ./ruyi
 part "operators, float64" tests/ops.sh build/ops64 ./ruyi64
 part "golden pack" build/pack check
