@@ -1436,6 +1436,8 @@ tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor la
     c.rotary = rotary_table(a, &d->config, h / p, w / p);
     tea_cache *cache = tea && tea->threshold != 0 ? tea : NULL;
     bool store = cache && tea_update(a, cache, d, c.patch, c.silu_temb, frames);
+    if (cache)
+        cache->stored = store;
     for (int64_t first = 0; first < k->rows; first += c.rows)
         forward_rows(c, out, first, cache, store);
     dump(r, out, ROWS_CHANNELS_FIRST, "step.%03d.out", (int)call);

@@ -1324,9 +1324,29 @@ static char *header_text(const st_entry *entries, int count, size_t *size)
     return text;
 }
 
-/* Elements of `bytes` bytes from host order to the file's, as a copy in which byte j has become byte n - 1 - j. NULL on
- * a little-endian host, whose memory is in order as it is. */
-static unsigned char *file_order(const unsigned char *data, size_t count, size_t bytes)
+/* A hash of 64 bits, going on from h: four lanes of words, so that a file is read as fast as memory gives it. Every step
+ * is a bijection of the lane and of the word, so that no change of a single word goes unseen. The tail is a last block,
+ * filled up with zeros; the size tells it from one that ends so. */
+uint64_t hash_bytes(uint64_t h, const void *data, size_t size)
+{
+    const uint64_t odd = 0x9E3779B97F4A7C15u;       /* 2^64 / golden ratio */
+    const unsigned char *at = data;
+    uint64_t lane[4] = { h, h + 1, h + 2, h + 3 }, word[4];
+    for (size_t left = size; left > 0;) {
+        size_t count = left < sizeof word ? left : sizeof word;
+        if (count < sizeof word) memset(word, 0, sizeof word);
+        memcpy(word, at, count);
+        for (int i = 0; i < 4; i++) lane[i] = (lane[i] ^ word[i]) * odd, lane[i] ^= lane[i] >> 29;
+        at += count, left -= count;
+    }
+    h = (h ^ size) * odd;
+    for (int i = 0; i < 4; i++) h = (h ^ h >> 32 ^ lane[i]) * odd;
+    return h ^ h >> 32;
+}
+
+/* Elements of `bytes` bytes from host order to the file's or back, as a copy in which byte j has become byte n - 1 - j.
+ * NULL on a little-endian host, whose memory is in order as it is. */
+unsigned char *file_order(const unsigned char *data, size_t count, size_t bytes)
 {
     const uint16_t probe = 1;
     bool little = *(const unsigned char *)&probe == 1;
@@ -1335,12 +1355,27 @@ static unsigned char *file_order(const unsigned char *data, size_t count, size_t
     return turned;
 }
 
-static void put_elements(const writer *f, const st_entry *e)
+/* The entry's elements, or the sum of what is before them; returns the sum, which goes on with them. */
+static uint64_t put_elements(const writer *f, const st_entry *e, uint64_t sum)
 {
     size_t count = (size_t)shape_elements(e->shape), bytes = (size_t)dtype_bits[e->type] / 8;
-    unsigned char *turned = file_order(e->data, count, bytes);
-    put(f->fd, f->path, turned ? turned : e->data, count * bytes);
+    const unsigned char *data = e->data ? e->data : (const unsigned char *)&sum;
+    unsigned char *turned = file_order(data, count, bytes);
+    put(f->fd, f->path, turned ? turned : data, count * bytes);
+    sum = hash_bytes(sum, turned ? turned : data, count * bytes);
     free(turned);
+    return sum;
+}
+
+/* Is the last tensor, U64 [1], the sum of the header and of every tensor before it? An entry without data is written so.
+ * Finds any damage that still is a valid file. Pure. */
+bool safetensors_intact(const safetensors *file)
+{
+    const st_tensor *last = file->count ? &file->tensors[file->count - 1] : NULL;
+    if (!last || last->type != U64 || last->count != 1) return false;
+    uint64_t sum = hash_bytes(0, file->map, (size_t)(file->tensors[0].data - file->map));
+    for (const st_tensor *t = file->tensors; t < last; t++) sum = hash_bytes(sum, t->data, (size_t)t->bytes);
+    return little_endian(last->data, 8) == sum;
 }
 
 /* The file of safetensors_write and of dumps, which differ in sync alone: a run may dump thousands of tensors, and none
@@ -1350,9 +1385,10 @@ static void safetensors_put(const char *path, const st_entry *entries, int count
     size_t size;
     char *header = header_text(entries, count, &size);
     writer *f = writer_open(path);
+    uint64_t sum = hash_bytes(0, header, size);
     put(f->fd, path, header, size);
     for (int i = 0; i < count; i++)
-        put_elements(f, &entries[i]);
+        sum = put_elements(f, &entries[i], sum);
     writer_finish(f, sync);
     writer_rename(f);
     free(header);
@@ -2256,17 +2292,28 @@ static void y4m_frame(output *o, const unsigned char *rgb)
     free(head);
 }
 
-/* A frame as a P6 file, maxval 255. It is complete on the disk, but for its name. */
+/* A picture as a P6 file, maxval 255, complete but for its name. */
+static writer *ppm_put(const char *name, int64_t w, int64_t h, const unsigned char *rgb, bool sync)
+{
+    char *head = text_of("P6\n%" PRId64 " %" PRId64 "\n255\n", w, h);
+    writer *f = writer_open(name);
+    put(f->fd, name, head, strlen(head));
+    put(f->fd, name, rgb, (size_t)(w * h * 3));
+    writer_finish(f, sync);
+    free(head);
+    return f;
+}
+
+void ppm_write(const char *path, image picture)
+{
+    writer_rename(ppm_put(path, picture.w, picture.h, picture.rgb, false));
+}
+
 static void ppm_frame(output *o, const unsigned char *rgb)
 {
     char *name = pattern_name(o->path, o->field, o->done);
-    char *head = text_of("P6\n%" PRId64 " %" PRId64 "\n255\n", o->w, o->h);
-    writer *f = o->files[o->done] = writer_open(name);
-    put(f->fd, name, head, strlen(head));
-    put(f->fd, name, rgb, (size_t)(o->w * o->h * 3));
-    writer_finish(f, true);
+    o->files[o->done] = ppm_put(name, o->w, o->h, rgb, true);
     free(name);
-    free(head);
 }
 
 /* rgb: [h][w][3] of the next frame, 8 bits. SYSTEM_ERROR where it cannot be written. More frames than announced are a

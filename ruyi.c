@@ -6,10 +6,12 @@
  * a stage, and denoise() its loop.
  *
  *     schedulers   tables in float32, bit for bit torch's; five rules behind one sched_step
+ *     checkpoint   what a killed run has computed, for the run that goes on
  *     progress     a line or a moving bar on standard error
  *     pipeline     pixels, mask -> latents -> steps -> video -> bytes
  *     clips        frames looked at: motion, colours, which ones to go on from
- *     flows        what a command computes; planned first, then run
+ *     flows        what a command computes
+ *     plan         what it will take; then it is run
  *     model        opening the parts of a model folder, and what must hold between them
  *     commands     generate, extend, measure, encode, decode, clip, info, check, bench
  *     options      one table: parsing, --help and spelling advice come from it
@@ -33,6 +35,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -673,92 +677,6 @@ void sched_step(scheduler *s, tensor sample, tensor v, tensor noise)
     s->index++;
 }
 
-/* ---------------------------------------------------------------- progress
- *
- * On standard error, so that standard output stays free for a clip. The stages report pieces done of pieces in all;
- * what is left of a stage is judged by the time that its done part took.
- */
-
-struct progress {
-    bool terminal;                          /* may go back to the beginning of a line */
-    double stage_start, last_line;          /* seconds */
-    const char *stage;                      /* under way: encode, clip, denoise, decode */
-    int64_t step, steps;                    /* of the denoising loop, for its blocks */
-};
-
-/* Seconds from some start; a clock that nobody sets. */
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* Tenths below 100 seconds, hours:minutes:seconds above. */
-static void print_span(double seconds)
-{
-    if (seconds < 100)
-        fprintf(stderr, "%.1f s", seconds);
-    else
-        fprintf(stderr, "%d:%02d:%02d", (int)(seconds / 3600), (int)(seconds / 60) % 60, (int)seconds % 60);
-}
-
-/* part: 0..1 of thirty characters. */
-static void print_bar(double part)
-{
-    static const char full[] = "##############################", empty[] = "..............................";
-    int width = (int)sizeof full - 1, done = (int)(part * width + 0.5);
-    fprintf(stderr, "[%.*s%.*s] ", done, full, width - done, empty);
-}
-
-/* `part` (0..1) of the stage is done: what is under way, how long one step takes, how long until the end of the stage;
- * at its end, how long it took. */
-static void print_progress(struct progress *p, int64_t done, int64_t total, double part, double time)
-{
-    double spent = time - p->stage_start;
-    bool steps = !strcmp(p->stage, "denoise");
-    fprintf(stderr, p->terminal ? "\r\033[K%-8s" : "%-8s", p->stage);
-    if (p->terminal)
-        print_bar(part);
-    fprintf(stderr, "%s%lld/%lld %3.0f %%  ", steps ? "step " : "", (long long)done, (long long)total, 100 * part);
-    if (steps) {
-        print_span(spent / (part * (double)total));
-        fputs(" a step  ", stderr);
-    }
-    print_span(done < total ? spent / part * (1 - part) : spent);
-    fputs(done == total ? "\n" : p->terminal ? " left" : " left\n", stderr);
-    fflush(stderr);
-}
-
-/* `done` of `total` pieces of a stage. "block" refines the denoising step under way: at full size one step takes
- * minutes. A terminal gets a bar that moves ten times a second at most; anything else a line at every step and end of a
- * stage, and every ten seconds. */
-void progress(const run *r, const char *stage, int64_t done, int64_t total)
-{
-    struct progress *p = r->progress;
-    if (!p || r->arena->planning)
-        return;
-    double time = now();
-    bool block = !strcmp(stage, "block"), denoise = !strcmp(stage, "denoise");
-    if (denoise) {
-        p->step = done;
-        p->steps = total;
-    }
-    if (!block && (!p->stage || strcmp(p->stage, stage))) {
-        p->stage = stage;
-        p->stage_start = time;
-    }
-    bool milestone = !block && (denoise || done == total), due = time - p->last_line > (p->terminal ? 0.1 : 10);
-    if (done == 0 || (block && done == total) || !(milestone || due))      /* a last block: the step will say so */
-        return;
-    double part = (double)done / (double)total;
-    p->last_line = time;
-    if (block)
-        print_progress(p, p->step, p->steps, ((double)p->step + part) / (double)p->steps, time);
-    else
-        print_progress(p, done, total, part, time);
-}
-
 /* ---------------------------------------------------------------- the job */
 
 typedef enum { GENERATE, EXTEND, MEASURE, ENCODE, DECODE, CLIP, INFO, COMPARE, CHECK, BENCH, HELP, VERSION } command;
@@ -795,6 +713,9 @@ typedef struct {
     const char *filters[MAX_FILES * 16];    /* hooks point here */
     const pack *injections[MAX_FILES];
     int code;                               /* the exit code: check's verdict */
+    const char *checkpoint, *progress, *preview;
+    uint64_t options;                       /* hash of those that decide the result */
+    bool dry_run;
     char *path;                             /* room of inside() */
     const char **files; int nfiles;         /* what stands beside the options */
     bool keep_colour;
@@ -811,6 +732,354 @@ typedef struct {
     const safetensors *given;               /* decode: the latents' file */
     film earlier;                           /* extend: the clip to go on with */
 } job;
+
+/* ---------------------------------------------------------------- checkpoint
+ *
+ * --checkpoint FILE: what cannot be had again without computing it for minutes, in one safetensors file, which is
+ * replaced by rename after every step and every slice of the VAE. The same command finds it and goes on.
+ *
+ *     identity U64 [4]                hashes of what decides the bytes of the result: program, options, pictures, model
+ *     slice.NNNN                      before the first step: what the VAE's encoder has made so far
+ *     latents, inpaint, history, ...  from the first step on: what denoise carries from one call to the next
+ *     slice.NNNN                      after the last step: the decoder's slices, and those of the smoothing pass
+ *     work F64 [WORKS]                operations so far, for the percentage
+ *     sum U64 [1]                     over every byte before it
+ *
+ * Nothing in it depends on when it was written, so any process may go on from any file of the same identity, and two
+ * that work on the same one do no harm. Not in it, because they are larger than everything else and computed again:
+ * TeaCache's two tensors (one call), and the frames that a cached VAE remembers (it decodes from its first slice).
+ */
+enum { PROGRAM, COMMAND_LINE, PICTURES, MODEL_FILES, IDENTITY };
+
+struct checkpoint {
+    const char *path;
+    uint64_t identity[IDENTITY];
+    safetensors *file;          /* FILE as it is on the disk, mapped; NULL: there is none */
+    int64_t slices;             /* of the VAE, asked for since the file had none */
+    double *work;               /* the arena's count: goes into the file, so that a percentage goes on, too */
+};
+
+static volatile sig_atomic_t stop_signal, may_stop;     /* the signal that came; whether a run looks for it */
+
+/* The bytes of a component's files, and its configuration. Reading all of a model takes as long as reading it for one
+ * row of one call, and finds a file that was exchanged under its name. */
+static uint64_t hash_part(uint64_t h, const weights *w, config c)
+{
+    for (int i = 0; i < w->nfiles; i++)
+        h = hash_bytes(h, w->files[i]->map, w->files[i]->size);
+    return c.text ? hash_bytes(h, c.root.text, (size_t)(c.root.end - c.root.text)) : h;
+}
+
+static uint64_t hash_pictures(uint64_t h, const image *list, int count)
+{
+    for (int i = 0; i < count; i++) {
+        h = hash_bytes(h, &(int64_t[]){ list[i].w, list[i].h }, 2 * sizeof(int64_t));
+        h = hash_bytes(h, list[i].rgb, (size_t)(3 * list[i].w * list[i].h));
+    }
+    return hash_bytes(h, &count, sizeof count);
+}
+
+/* Threads, compiler and the folder's name decide nothing; precision and byte order do. */
+static void identify(const job *j, uint64_t identity[IDENTITY])
+{
+    static const int64_t program[] = { 1, sizeof(real), sizeof(generator) };
+    uint64_t model = hash_part(0, vae_weights(j->vae), vae_settings(j->vae)->file);
+    model = hash_part(model, clip_weights(j->clip), clip_settings(j->clip)->file);
+    model = hash_part(model, dit_weights(j->dit), dit_settings(j->dit)->file);
+    model = hash_part(model, j->embeddings, clip_settings(j->clip)->preprocessor);
+    model = hash_bytes(model, j->sched.file.root.text, (size_t)(j->sched.file.root.end - j->sched.file.root.text));
+    for (int i = 0; i < j->nloras; i++) {
+        model = hash_bytes(model, j->loras[i]->map, j->loras[i]->size);
+        model = hash_bytes(model, &j->lora_scales[i], sizeof j->lora_scales[i]);
+    }
+    identity[PROGRAM] = hash_bytes(hash_bytes(0, program, sizeof program), RUYI_VERSION, sizeof RUYI_VERSION);
+    identity[COMMAND_LINE] = j->options;
+    identity[PICTURES] = hash_pictures(hash_pictures(0, j->start, j->starts), j->end, j->ends);
+    identity[MODEL_FILES] = model;
+}
+
+/* All elements of a tensor, in host byte order. */
+static void read_elements(const st_tensor *t, void *data)
+{
+    unsigned char *turned = file_order(t->data, (size_t)t->count, (size_t)dtype_bits[t->type] / 8);
+    memcpy(data, turned ? turned : t->data, (size_t)t->bytes);
+    free(turned);
+}
+
+/* Is this valid file a checkpoint of that identity? false: the reason. Pure. */
+bool checkpoint_check(const safetensors *file, const uint64_t identity[IDENTITY], char reason[REASON])
+{
+    static const char *const others[IDENTITY] = { "build of the program", "options", "pictures", "model" };
+    const st_tensor *t = safetensors_find(file, "identity");
+    uint64_t found[IDENTITY];
+    if (!t || t->type != U64 || t->count != IDENTITY)
+        return snprintf(reason, REASON, "got another kind of file"), false;
+    if (!safetensors_intact(file))
+        return snprintf(reason, REASON, "got a damaged file"), false;
+    read_elements(t, found);
+    for (int i = 0; i < IDENTITY; i++)
+        if (found[i] != identity[i])
+            return snprintf(reason, REASON, "got that of a run with another %s", others[i]), false;
+    return true;
+}
+
+/* Finds FILE, if it exists, and refuses any but this run's. After the pictures are at their size. */
+static void checkpoint_open(const job *j, struct checkpoint *k, double *work)
+{
+    char reason[REASON];
+    *k = (struct checkpoint){ .path = j->checkpoint, .work = work };
+    identify(j, k->identity);
+    if (access(k->path, F_OK) != 0)
+        return;
+    k->file = safetensors_open(k->path);
+    if (!checkpoint_check(k->file, k->identity, reason))
+        die(BAD_INPUT, "%s: checkpoint: %s, expected this run's; give another --checkpoint, or remove the file", k->path,
+            reason);
+    const st_tensor *t = safetensors_find(k->file, "work");
+    if (t && t->type == F64 && t->count == WORKS)
+        read_elements(t, work);
+}
+
+/* FILE anew: these entries, and before them the tensors that it had, where they are kept. */
+static void checkpoint_write(struct checkpoint *k, const st_entry *entries, int count, bool keep)
+{
+    int64_t kept = keep && k->file ? k->file->count : 0;
+    st_entry *list = allocate((size_t)(kept + count + 3), sizeof *list);
+    int n = 1;
+    list[0] = (st_entry){ .name = "identity", .type = U64, .shape = SHAPE(IDENTITY), .data = k->identity };
+    for (int64_t i = 1; i + 2 < kept; i++) {        /* all but identity, work and sum */
+        const st_tensor *t = &k->file->tensors[i];
+        unsigned char *turned = file_order(t->data, (size_t)t->count, (size_t)dtype_bits[t->type] / 8);
+        list[n] = (st_entry){ .name = t->name, .type = t->type, .shape = { .ndim = t->ndim },
+                              .data = turned ? turned : t->data };
+        memcpy(list[n++].shape.dim, t->dim, (size_t)t->ndim * sizeof *t->dim);
+    }
+    memcpy(list + n, entries, (size_t)count * sizeof *list);
+    list[n + count] = (st_entry){ .name = "work", .type = F64, .shape = SHAPE(WORKS), .data = k->work };
+    list[n + count + 1] = (st_entry){ .name = "sum", .type = U64, .shape = SHAPE(1) };
+    safetensors_write(k->path, list, n + count + 2);
+    for (int i = 1; i < n; i++)         /* on big-endian hosts */
+        if (list[i].data != k->file->tensors[i].data)
+            free((void *)(uintptr_t)list[i].data);
+    free(list);
+    if (k->file)
+        safetensors_close(k->file);
+    k->file = safetensors_open(k->path);
+}
+
+/* A tensor as an entry, in the build's precision. */
+static st_entry entry_of(const char *name, tensor x)
+{
+    return (st_entry){ .name = name, .type = sizeof(real) == 8 ? F64 : F32, .shape = tensor_shape(x), .data = x.data };
+}
+
+/* Fills the entry's data from FILE, where that has it. */
+static bool restored(const run *r, st_entry e)
+{
+    const struct checkpoint *k = r->checkpoint;
+    const st_tensor *t = e.data && k && k->file ? safetensors_find(k->file, e.name) : NULL;
+    bool same = t && t->type == e.type && t->ndim == e.shape.ndim;
+    for (int i = 0; same && i < t->ndim; i++)
+        same = t->dim[i] == e.shape.dim[i];
+    if (t && !same)
+        die(BAD_INPUT, "%s: checkpoint: %s has another shape or type than this run's; remove the file", k->path, e.name);
+    if (t)
+        read_elements(t, (void *)(uintptr_t)e.data);
+    return t != NULL;
+}
+
+bool slice_restored(const run *r, tensor out)
+{
+    char name[32];
+    if (!r->checkpoint || !out.data)
+        return false;
+    snprintf(name, sizeof name, "slice.%04" PRId64, r->checkpoint->slices++);
+    return restored(r, entry_of(name, out));
+}
+
+void slice_save(const run *r, tensor out)
+{
+    char name[32];
+    if (!r->checkpoint || !out.data)
+        return;
+    snprintf(name, sizeof name, "slice.%04" PRId64, r->checkpoint->slices - 1);
+    checkpoint_write(r->checkpoint, &(st_entry[]){ entry_of(name, out) }[0], 1, true);
+}
+
+/* ---------------------------------------------------------------- progress
+ *
+ * On standard error, so that standard output stays free for a clip, and for programs in a file of JSON lines. Stages
+ * report pieces done of pieces in all; what is left of a stage is judged by the time that its done part took. What is
+ * left of the run is judged by the operations counted in the plan, each at the rate that was measured before the run.
+ */
+
+struct progress {
+    bool quiet, terminal;                   /* terminal: may go back to the beginning of a line */
+    double stage_start, last_line, last_json;       /* seconds */
+    const char *stage;                      /* under way: encode, clip, denoise, decode */
+    int64_t done;                           /* of its pieces, at the last report */
+    double stage_part;                      /* its share that was done when it began: a resumed run begins anywhere */
+    int64_t step, steps;                    /* of the denoising loop, for its blocks */
+    FILE *json;                             /* NULL: none */
+    const char *json_path;
+    const double *rate, *planned;           /* seconds an operation of a kind takes; the operations of the run */
+    double start, begun;                    /* when the run began, and what had been done then, in planned seconds */
+};
+
+/* Seconds from some start; a clock that nobody sets. */
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* The most memory that the process ever had, mapped weights and all, in bytes. */
+static double peak_memory(void)
+{
+    struct rusage used;
+#ifdef __APPLE__
+    const double unit = 1;
+#else
+    const double unit = 1024;
+#endif
+    return getrusage(RUSAGE_SELF, &used) == 0 ? unit * (double)used.ru_maxrss : 0;
+}
+
+/* The time that operations take at the measured rates. */
+static double work_seconds(const double rate[WORKS], const double count[WORKS])
+{
+    double seconds = 0;
+    for (int i = 0; i < WORKS; i++)
+        seconds += rate[i] * count[i];
+    return seconds;
+}
+
+/* Tenths below 100 seconds, hours:minutes:seconds above. */
+static void print_span(FILE *to, double seconds)
+{
+    if (seconds < 100)
+        fprintf(to, "%.1f s", seconds);
+    else
+        fprintf(to, "%d:%02d:%02d", (int)(seconds / 3600), (int)(seconds / 60) % 60, (int)seconds % 60);
+}
+
+/* part: 0..1 of thirty characters. */
+static void print_bar(double part)
+{
+    static const char full[] = "##############################", empty[] = "..............................";
+    int width = (int)sizeof full - 1, done = (int)(part * width + 0.5);
+    fprintf(stderr, "[%.*s%.*s] ", done, full, width - done, empty);
+}
+
+/* How far a stage and the run are. */
+typedef struct {
+    int64_t done, total;        /* pieces of the stage */
+    double part, spent, left, step;     /* of the stage: 0..1, and seconds; step: of one, 0 where there is none */
+    double run_part, run_left;  /* of the run; left: negative where it cannot be told yet */
+} report_line;
+
+/* What is under way, how long one step takes, how long until the end of the stage (at its end, how long it took); then
+ * the run's share and time left, and the memory. */
+static void print_progress(const struct progress *p, report_line at)
+{
+    fprintf(stderr, p->terminal ? "\r\033[K%-8s" : "%-8s", p->stage);
+    if (p->terminal)
+        print_bar(at.part);
+    fprintf(stderr, "%s%lld/%lld %3.0f %%  ", at.step > 0 ? "step " : "", (long long)at.done, (long long)at.total,
+            100 * at.part);
+    if (at.step > 0) {
+        print_span(stderr, at.step);
+        fputs(" a step  ", stderr);
+    }
+    print_span(stderr, at.done < at.total ? at.left : at.spent);
+    fputs(at.done < at.total ? " left" : "", stderr);
+    fprintf(stderr, "  run %.0f %%", 100 * at.run_part);
+    if (at.run_left >= 0) {
+        fputs(", ", stderr);
+        print_span(stderr, at.run_left);
+        fputs(" left", stderr);
+    }
+    fprintf(stderr, ", peak %.0f MB%s", peak_memory() / 1e6, at.done < at.total && p->terminal ? "" : "\n");
+    fflush(stderr);
+}
+
+/* One object a line, flushed: percent and seconds_left are the run's. */
+static void json_progress(struct progress *p, const char *stage, report_line at)
+{
+    fprintf(p->json, "{\"stage\":\"%s\",\"done\":%lld,\"total\":%lld,\"stage_percent\":%.2f,\"percent\":%.2f,"
+            "\"seconds\":%.3f,\"seconds_a_step\":%.3f,\"seconds_left\":%.3f,\"peak_memory\":%.0f}\n", stage,
+            (long long)at.done, (long long)at.total, 100 * at.part, 100 * at.run_part, now() - p->start, at.step,
+            at.run_left, peak_memory());
+    if (fflush(p->json))
+        die(SYSTEM_ERROR, "%s: progress: got \"%s\", expected to write it; check the disk", p->json_path,
+            strerror(errno));
+}
+
+/* Ends a run that was asked to: what it has computed is in FILE. */
+static void stop_if_asked(const run *r)
+{
+    if (stop_signal && r->checkpoint)
+        die(SYSTEM_ERROR, "stopped by signal %d: %s; the same command goes on from there", (int)stop_signal,
+            r->checkpoint->file ? r->checkpoint->path : "nothing had been computed yet");
+}
+
+/* Where the run is, at done of total pieces of the stage; part may be a finer share of it than done / total. */
+static report_line line_of(const struct progress *p, const double work[WORKS], int64_t done, int64_t total, double part,
+                            double time)
+{
+    double spent = time - p->stage_start, share = part - p->stage_part;
+    double all = work_seconds(p->rate, p->planned), is = work_seconds(p->rate, work);
+    report_line at = { .done = done, .total = total, .part = part, .spent = spent, .run_left = -1,
+                       .left = share > 0 ? spent / share * (1 - part) : 0, .run_part = all > 0 ? fmin(is / all, 0.999) : 0 };
+    if (!strcmp(p->stage, "denoise") && share > 0)
+        at.step = spent / (share * (double)total);
+    if (is > p->begun)
+        at.run_left = fmax(all - is, 0) * (time - p->start) / (is - p->begun);
+    return at;
+}
+
+/* `done` of `total` pieces of a stage. "block" refines the denoising step under way: at full size one step takes
+ * minutes. A terminal gets a bar that moves ten times a second at most; anything else a line at every step and end of a
+ * stage, and every ten seconds; the JSON file all pieces, but blocks every ten seconds. */
+void progress(const run *r, const char *stage, int64_t done, int64_t total)
+{
+    struct progress *p = r->progress;
+    if (!p || r->arena->planning)
+        return;
+    stop_if_asked(r);
+    double time = now();
+    bool block = !strcmp(stage, "block"), denoise = !strcmp(stage, "denoise");
+    if (denoise) {
+        p->step = done;
+        p->steps = total;
+    }
+    bool begins = !block && (!p->stage || strcmp(p->stage, stage) || done < p->done);
+    if (begins) {
+        p->stage = stage;
+        p->stage_start = time;
+        p->stage_part = denoise ? (double)done / (double)total : 0;
+    }
+    p->done = block ? p->done : done;
+    bool milestone = !block && (denoise || done == total), due = time - p->last_line > (p->terminal ? 0.1 : 10);
+    if ((begins && denoise) || (block && done == total))    /* nothing done yet; a last block: the step will say so */
+        return;
+    double part = (double)done / (double)total;
+    if (block) {
+        done = p->step;
+        total = p->steps;
+        part = ((double)done + part) / (double)total;
+    }
+    report_line at = line_of(p, r->arena->work, done, total, part, time);
+    if (!p->quiet && (milestone || due)) {
+        p->last_line = time;
+        print_progress(p, at);
+    }
+    if (p->json && (!block || time - p->last_json > 10)) {
+        p->last_json = time;
+        json_progress(p, p->stage, at);
+    }
+}
 
 /* ---------------------------------------------------------------- pipeline: small parts
  *
@@ -987,6 +1256,8 @@ static tensor inpaint_latents(const run *r, const job *j, shape latents)
         tensor_fill(out, 0);
         return out;
     }
+    if (restored(r, entry_of("inpaint", out)))
+        return out;
     size_t mark = arena_mark(a);
     tensor pixels = fill_pixels(a, j), masks = tensor_new(a, tensor_shape(pixels)), videos[2] = { masks, pixels };
     given(r, pixels, CHANNELS_FIRST, "pixels");
@@ -1029,7 +1300,14 @@ static tensor clip_tokens(const run *r, const job *j)
 {
     if (!j->starts)
         return (tensor){ 0 };
-    tensor tokens = clip_encode(r, j->clip, j->seen);
+    const clip_config *c = clip_settings(j->clip);
+    int64_t side = c->image_size / c->patch_size;
+    size_t mark = arena_mark(r->arena);
+    tensor tokens = tensor_new(r->arena, SHAPE(side * side, c->hidden_size));
+    if (restored(r, entry_of("clip.hidden", tokens)))
+        return tokens;
+    arena_reset(r->arena, mark);
+    tokens = clip_encode(r, j->clip, j->seen);
     check_finite(tokens, "clip.hidden", clip_weights(j->clip), NULL);
     return tokens;
 }
@@ -1241,45 +1519,221 @@ static void report_tea(const run *r, const tea_cache *t, const int64_t *computed
         fprintf(stderr, "teacache: %lld of %lld calls used the cache\n", (long long)t->cached, (long long)calls);
 }
 
-/* The sampling loop: latents [F][h][w][Z] from noise to a clean sample, in place; needed [calls]. g goes on with the
- * generator of the first noise, which Euler A draws from. inpaint: [F][h][w][2 Z]. Enhance-A-Video (Luo et al., 2025,
- * arXiv 2502.07508) makes attn1's output larger where frames attend to each other, in dit_forward. */
-static void denoise(const run *r, const job *j, const dit_condition *c, tensor latents, tensor inpaint, generator *g,
-                    scheduler *s, const bool *needed)
+/* ---------------------------------------------------------------- pipeline: preview
+ *
+ * After each step the middle frame as the model expects it, in colours that a linear map makes of the latents: decoding
+ * one slice would take a fifteenth of a step, this takes milliseconds. The map is fitted to the VAE itself, by least
+ * squares over what its encoder makes of a picture of coloured squares: about two seconds of a 7B run.
+ */
+
+/* Solves a x = b by elimination, a [n][n] symmetric and positive, b [n][3]; x takes the place of b. */
+static void solve(double *a, double *b, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t row = 0; row < n; row++) {
+            double part = a[row * n + i] / a[i * n + i];
+            for (int64_t k = i; k < n && row != i; k++)
+                a[row * n + k] -= part * a[i * n + k];
+            for (int c = 0; c < 3 && row != i; c++)
+                b[row * 3 + c] -= part * b[i * 3 + c];
+        }
+    for (int64_t i = 0; i < 3 * n; i++)
+        b[i] /= a[i / 3 * n + i / 3];
+}
+
+/* [Z + 1][3]: 0..255 of each colour, by latent and a constant; NULL while planning. The picture stands still for a slice:
+ * squares of one latent's size, whose colours an own small generator draws. */
+static double *preview_fit(const run *r, const job *j)
 {
     arena *a = r->arena;
-    int64_t p = dit_settings(j->dit)->patch_size, tokens = latents.dim[0] * (latents.dim[1] / p) * (latents.dim[2] / p);
-    shape size = tensor_shape(latents);
-    tea_cache tea = new_tea(a, j, c->rows, tokens);
+    const vae_config *c = vae_settings(j->vae);
+    int64_t scale = vae_scale(c), z = c->latent_channels, n = z + 1;
+    int64_t side = (64 < c->tile_sample_min_size ? 64 : c->tile_sample_min_size) / scale * scale;
+    size_t mark = arena_mark(a);
+    run inner = *r;
+    inner.hooks = NULL;
+    inner.progress = NULL;
+    inner.checkpoint = NULL;
+    tensor pixels = tensor_new(a, SHAPE(c->mini_batch_encoder, side, side, 3));
+    for (int64_t i = 0; i < tensor_count(pixels) && pixels.data; i++) {
+        int64_t colour = i % 3, x = i / 3 % side / scale, y = i / 3 / side % side / scale;
+        uint64_t place = (uint64_t)((y * side + x) * 3 + colour), one = hash_bytes(1, &place, sizeof place);
+        pixels.data[i] = (real)(one >> 56) / (real)127.5 - 1;
+    }
+    tensor moments = vae_encode(&inner, j->vae, pixels);
+    double *square = allocate((size_t)(n * n), sizeof *square), *fit = allocate((size_t)(n * 3), sizeof *fit);
+    for (int64_t i = 0; i < n; i++)
+        square[i * n + i] = 1e-3;
+    int64_t places = pixels.data ? tensor_count(moments) / (2 * z) : 0, width = side / scale;
+    for (int64_t i = 0; i < places; i++) {
+        const real *mean = moments.data + i * 2 * z;
+        const real *seen = pixels.data + (i / width % width * side + i % width) * scale * 3;
+        for (int64_t u = 0; u < n; u++) {
+            double own = u < z ? (double)mean[u] * c->scaling_factor : 1;
+            for (int64_t v = 0; v < n; v++)
+                square[u * n + v] += own * (v < z ? (double)mean[v] * c->scaling_factor : 1);
+            for (int k = 0; k < 3; k++)
+                fit[u * 3 + k] += own * ((double)seen[k] + 1) * 127.5;
+        }
+    }
+    solve(square, fit, n);
+    free(square);
+    arena_reset(a, mark);
+    return fit;
+}
+
+/* FILE.ppm: of the clean sample that the call's prediction means, the middle frame. */
+static void preview_write(const job *j, const double *fit, const scheduler *s, tensor x, tensor pred, double t)
+{
+    int64_t h = x.dim[1], w = x.dim[2], z = x.dim[3], first = x.dim[0] / 2 * h * w * z;
+    if (!j->preview || !x.data)
+        return;
+    double at = alpha_at(s, t);
+    clean_rule rule = clean_rule_of(s->config.prediction_type, sqrt(at), sqrt(1 - at), 1);
+    image small = { w, h, allocate((size_t)(h * w), 3) };
+    for (int64_t i = 0; i < h * w * 3; i++) {
+        double colour = fit[z * 3 + i % 3];
+        for (int64_t k = 0, place = first + i / 3 * z; k < z; k++)
+            colour += fit[k * 3 + i % 3] * (double)clean(&rule, x.data[place + k], pred.data[place + k]);
+        small.rgb[i] = (unsigned char)(colour > 0 ? colour < 255 ? colour : 255 : 0);
+    }
+    image large = image_resize(small, j->width, j->height);
+    ppm_write(j->preview, large);
+    free(small.rgb);
+    free(large.rgb);
+}
+
+/* ---------------------------------------------------------------- pipeline: denoise */
+
+/* What one call of the model leaves for the next. */
+typedef struct {
+    tensor latents, inpaint;    /* [F][h][w][Z], [F][h][w][2 Z] */
+    tensor tokens;              /* CLIP's [patches][width], or none */
+    generator g;                /* of the first noise; Euler A goes on drawing from it */
+    scheduler s;
+    tea_cache tea;
+    tensor tea_input;           /* what the call that TeaCache has stored was given [F][h][w][Z] */
+    int64_t tea_call;           /* that call; -1: none */
+    int64_t *computed; double *delta;       /* TeaCache's report [calls] */
+} sampling;
+
+/* All of it for a checkpoint, and the same list back. Both tensors of TeaCache are made again (rebuild_tea). */
+static int sampling_entries(sampling *m, st_entry list[17])
+{
+    static const char *const names[] = { "latents", "inpaint", "clip.hidden", "teacache.input", "history.0", "history.1",
+                                         "history.2", "history.3", "history.4" };
+    const tensor tensors[] = { m->latents, m->inpaint, m->tokens, m->tea_input, m->s.history[0], m->s.history[1],
+                               m->s.history[2], m->s.history[3], m->s.history[4] };
+    const st_entry numbers[] = {
+        { "call", I64, SHAPE(1), &m->s.index },
+        { "generator", U8, SHAPE(sizeof m->g), &m->g },
+        { "teacache.count", I64, SHAPE(1), &m->tea.count },
+        { "teacache.cached", I64, SHAPE(1), &m->tea.cached },
+        { "teacache.sum", F64, SHAPE(1), &m->tea.sum },
+        { "teacache.call", I64, SHAPE(1), &m->tea_call },
+        { "teacache.computed", I64, SHAPE(m->s.calls), m->computed },
+        { "teacache.delta", F64, SHAPE(m->s.calls), m->delta },
+    };
+    int n = 0;
+    for (int i = 0; i < 9; i++)
+        if (tensors[i].data)
+            list[n++] = entry_of(names[i], tensors[i]);
+    memcpy(list + n, numbers, sizeof numbers);
+    return n + 8;
+}
+
+/* After every step: FILE has this state, and slices no more. */
+static void sampling_save(const run *r, sampling *m)
+{
+    st_entry list[17];
+    if (!r->checkpoint || r->arena->planning)
+        return;
+    checkpoint_write(r->checkpoint, list, sampling_entries(m, list), false);
+    r->checkpoint->slices = 0;
+}
+
+/* The state of FILE, if it has one. */
+static bool sampling_restore(const run *r, sampling *m)
+{
+    st_entry list[17];
+    int n = sampling_entries(m, list);
+    if (!restored(r, entry_of("latents", m->latents)))
+        return false;
+    for (int i = 0; i < n; i++)
+        restored(r, list[i]);
+    return true;
+}
+
+/* TeaCache's tensors of a restored state: the call that stored them, once more. The sum makes it compute and store. */
+static void rebuild_tea(const run *r, const job *j, const dit_condition *c, sampling *m, const enhance *eav)
+{
+    if (m->tea_call < 0 || m->s.index == m->s.calls)
+        return;
+    run inner = *r;
+    tea_cache tea = m->tea;
+    tea.count = m->tea_call % tea.steps;
+    tea.sum = INFINITY;
+    size_t mark = arena_mark(r->arena);
+    tensor_fill(tea.last, 1);
+    dit_forward(&inner, j->dit, c, m->tea_input, m->inpaint, m->s.timesteps[m->tea_call],
+                sees_image(j, m->tea_call, m->s.calls), m->tea_call, &tea, eav);
+    arena_reset(r->arena, mark);
+}
+
+/* The sampling loop: m->latents from noise to a clean sample, in place; needed [calls]. Enhance-A-Video (Luo et al.,
+ * 2025, arXiv 2502.07508) makes attn1's output larger where frames attend to each other, in dit_forward. */
+static void denoise(const run *r, const job *j, const dit_condition *c, sampling *m, const bool *needed)
+{
+    arena *a = r->arena;
+    scheduler *s = &m->s;
+    shape size = tensor_shape(m->latents);
+    int64_t p = dit_settings(j->dit)->patch_size, tokens = size.dim[0] * (size.dim[1] / p) * (size.dim[2] / p);
     enhance eav = { .enabled = j->enhance, .weight = j->enhance_weight, .skip_start = j->enhance_start,
                     .skip_end = j->enhance_end, .steps = j->steps };
-    int64_t *computed = allocate((size_t)s->calls, sizeof *computed);
-    double *delta = allocate((size_t)s->calls, sizeof *delta);
-    progress(r, "denoise", 0, s->calls);
-    for (int64_t i = 0; i < s->calls; i++) {
+    m->tea = new_tea(a, j, c->rows, tokens);
+    m->tea_call = -1;
+    if (m->tea.threshold != 0)
+        m->tea_input = tensor_new(a, size);
+    m->computed = allocate((size_t)s->calls, sizeof *m->computed);
+    m->delta = allocate((size_t)s->calls, sizeof *m->delta);
+    double *fit = j->preview ? preview_fit(r, j) : NULL;
+    bool resumed = sampling_restore(r, m);
+    progress(r, "denoise", s->index, s->calls);
+    if (resumed)
+        rebuild_tea(r, j, c, m, &eav);
+    else
+        sampling_save(r, m);
+    for (int64_t i = s->index; i < s->calls; i++) {
         size_t mark = arena_mark(a);
         tensor x = tensor_new(a, size), pred = tensor_new(a, size);
-        tensor noise = j->scheduler == EULER_A ? fresh_noise(a, g, size) : (tensor){ 0 };
+        tensor noise = j->scheduler == EULER_A ? fresh_noise(a, &m->g, size) : (tensor){ 0 };
         if (needed[i]) {
-            sched_input(s, x, latents);
+            sched_input(s, x, m->latents);
             if (!is_given(r, "step.%03d.pred", (int)i))
-                guide(pred, dit_forward(r, j->dit, c, x, inpaint, s->timesteps[i], sees_image(j, i, s->calls), i, &tea,
-                                        &eav), j->cfg);
+                guide(pred, dit_forward(r, j->dit, c, x, m->inpaint, s->timesteps[i], sees_image(j, i, s->calls), i,
+                                        &m->tea, &eav), j->cfg);
+            if (m->tea.stored) {
+                m->tea_call = i;
+                tensor_copy(m->tea_input, x);
+            }
             step_stage(r, pred, i, "pred", j);
-            sched_step(s, latents, pred, noise);
-            step_stage(r, latents, i, "latents", j);
+            preview_write(j, fit, s, x, pred, s->timesteps[i]);
+            sched_step(s, m->latents, pred, noise);
+            step_stage(r, m->latents, i, "latents", j);
         } else {
-            given(r, latents, CHANNELS_FIRST, "step.%03d.latents", (int)i);
+            given(r, m->latents, CHANNELS_FIRST, "step.%03d.latents", (int)i);
             s->index++;
         }
-        computed[i] = tea.computed;
-        delta[i] = tea.delta;
+        m->computed[i] = m->tea.computed;
+        m->delta[i] = m->tea.delta;
         arena_reset(a, mark);
+        sampling_save(r, m);
         progress(r, "denoise", i + 1, s->calls);
     }
-    report_tea(r, &tea, computed, delta, s->calls);
-    free(computed);
-    free(delta);
+    report_tea(r, &m->tea, m->computed, m->delta, s->calls);
+    free(m->computed);
+    free(m->delta);
+    free(fit);
 }
 
 /* The whole model: RuyiInpaintPipeline.__call__. Returns [T][H][W][3] bytes in the arena, and T; NULL while planning.
@@ -1289,29 +1743,27 @@ static unsigned char *generate(const run *r, const job *j, int64_t *frames)
     arena *a = r->arena;
     int64_t scale = vae_scale(vae_settings(j->vae)), rows = j->cfg > 1 ? 2 : 1;
     shape size = SHAPE(latent_length(j), j->height / scale, j->width / scale, vae_settings(j->vae)->latent_channels);
-    scheduler s = sched_new(a, j->sched, j->steps, size);
-    dump_timesteps(r, &s);
-    generator g;
-    generator_seed(&g, j->rng, j->seed);
-    tensor latents = fresh_noise(a, &g, size);
+    sampling m = { .s = sched_new(a, j->sched, j->steps, size) };
+    dump_timesteps(r, &m.s);
+    generator_seed(&m.g, j->rng, j->seed);
+    m.latents = fresh_noise(a, &m.g, size);
     size_t mark = arena_mark(a);
-    given(r, latents, CHANNELS_FIRST, "noise");
-    stage(r, latents, "noise", NULL, NULL);
-    scale_to(latents, latents, s.init_noise_sigma);
+    given(r, m.latents, CHANNELS_FIRST, "noise");
+    stage(r, m.latents, "noise", NULL, NULL);
+    scale_to(m.latents, m.latents, m.s.init_noise_sigma);
 
-    demand asked = demand_of(r, j, s.calls);
-    tensor inpaint = { 0 }, tokens = { 0 };
+    demand asked = demand_of(r, j, m.s.calls);
     if (asked.inpaint)
-        inpaint = inpaint_latents(r, j, size);
+        m.inpaint = inpaint_latents(r, j, size);
     if (asked.tokens)
-        tokens = clip_tokens(r, j);
-    dit_condition condition = dit_conditions(r, j->dit, j->rows + 2 - rows, rows, tokens, j->height, j->width);
+        m.tokens = clip_tokens(r, j);
+    dit_condition condition = dit_conditions(r, j->dit, j->rows + 2 - rows, rows, m.tokens, j->height, j->width);
     check_finite(condition.text, "text", j->embeddings, dit_weights(j->dit));
-    denoise(r, j, &condition, latents, inpaint, &g, &s, asked.calls);
+    denoise(r, j, &condition, &m, asked.calls);
     free(asked.calls);
-    sched_free(&s);
+    sched_free(&m.s);
     arena_reset(a, mark);
-    return decode_frames(r, j, latents, frames);
+    return decode_frames(r, j, m.latents, frames);
 }
 
 /* ---------------------------------------------------------------- clips
@@ -1826,17 +2278,6 @@ static void save_tensor(arena *a, const char *path, const result *out)
         safetensors_write(path, &(st_entry){ out->name, F32, tensor_shape(out->saved), data }, 1);
 }
 
-/* The bytes that a flow needs, everything but the mapped weights, and its result's sizes. */
-static size_t plan(const job *j, flow *f, result *out)
-{
-    arena a = arena_plan();
-    run r = run_of(j, &a);
-    *out = f(&r, j);
-    if (out->name)
-        save_tensor(&a, NULL, out);
-    return a.peak;
-}
-
 /* `tail` alone, without a name before it, does not count. */
 static bool ends_with(const char *text, const char *tail)
 {
@@ -1870,16 +2311,257 @@ static void check_hooks(const job *j)
         fprintf(stderr, "inject: %lld stages are given\n", (long long)h->replaced);
 }
 
+/* ---------------------------------------------------------------- plan
+ *
+ * What a run will take, told before it begins: memory, from the flow in a planning arena; time, from the operations that
+ * the same pass counts and from each kernel's rate, measured for a moment on slices of the run's shapes; disk. What will
+ * not do ends here. Norms, activations and reading from disk are not counted, so that the time is a lower bound: by about
+ * 10 % where kernels are large, by a third where all is tiny; and a machine that is busy at that moment seems slower.
+ */
+typedef struct {
+    result out;                 /* its sizes */
+    size_t bytes;               /* of the arena */
+    double work[WORKS], rate[WORKS];        /* operations, and seconds that one takes here */
+    uint64_t copied, mapped;    /* bytes of weights that were put in order, and that are mapped */
+    double disk;                /* bytes of output, and of the largest checkpoint beside the next */
+    double memory_left, disk_left;          /* INFINITY: not known */
+} run_plan;
+
+/* The flow without data: its memory, operations and result's sizes. */
+static run_plan plan(const job *j, flow *f)
+{
+    arena a = arena_plan();
+    run r = run_of(j, &a);
+    run_plan p = { .out = f(&r, j) };
+    if (p.out.name)
+        save_tensor(&a, NULL, &p.out);
+    p.bytes = a.peak;
+    memcpy(p.work, a.work, sizeof p.work);
+    return p;
+}
+
+/* Seconds that one operation of a kind takes, on slices of the job's shapes: a linear layer of the DiT (or of the VAE,
+ * where there is none), some queries against all tokens, a convolution of the VAE's first level. In an arena of its own,
+ * planned first like any. */
+static double time_work(arena *a, const job *j, work_kind kind)
+{
+    enum { ROWS = 512, SIDE = 32 };
+    const dit_config *d = j->dit ? dit_settings(j->dit) : NULL;
+    const vae_config *v = j->vae ? vae_settings(j->vae) : NULL;
+    int64_t width = d ? d->hidden_size : v ? v->channels[v->levels - 1] : clip_settings(j->clip)->hidden_size;
+    int64_t unit = d && v ? vae_scale(v) * d->patch_size : 1;
+    int64_t tokens = d && v ? latent_length(j) * (j->height / unit) * (j->width / unit) : 256;
+    int64_t heads = ruyi_threads(), head = d ? d->attention_head_dim : 64, c = v ? v->channels[0] : 1;
+    size_t mark = arena_mark(a);
+    tensor x = tensor_new(a, kind == CONV ? SHAPE(2, SIDE, SIDE, c) : SHAPE(ROWS, kind == LINEAR ? width : heads * head));
+    tensor y = tensor_new(a, tensor_shape(x)), k = tensor_new(a, SHAPE(tokens, heads * head));
+    shape kernel = kind == CONV ? SHAPE(c, 27, c) : SHAPE(width, width);
+    tensor w = tensor_new(a, kernel);
+    const tensor all[] = { x, k, w };
+    for (int i = 0; i < 3; i++)
+        tensor_fill(all[i], (real)0.5);
+    layer l = { .weight = { .data = (unsigned char *)w.data, .ndim = kernel.ndim } };
+    l.weight.type = sizeof(real) == 8 ? F64 : F32;
+    memcpy(l.weight.dim, kernel.dim, sizeof kernel.dim);
+    double best = INFINITY;
+    for (int round = 0; round < 2; round++) {       /* the first touches the memory */
+        double before = a->work[kind], start = now();
+        if (kind == LINEAR)
+            linear_to(a, y, x, l);
+        else if (kind == ATTENTION)
+            attention(a, y, x, k, k, 1, heads);
+        else
+            conv(a, y, x, (conv_spec){ .kernel = { 3, 3, 3 }, .stride = { 1, 1, 1 }, .pad = 1, .up = 1 }, l);
+        best = fmin(best, (now() - start) / (a->work[kind] - before));
+    }
+    arena_reset(a, mark);
+    return best;
+}
+
+/* Fills p->rate. */
+static void calibrate(const job *j, run_plan *p)
+{
+    for (int i = 0; i < WORKS; i++) {
+        arena a = arena_plan();
+        time_work(&a, j, (work_kind)i);
+        a = arena_new(a.peak);
+        p->rate[i] = p->work[i] > 0 ? time_work(&a, j, (work_kind)i) : 0;
+        arena_free(&a);
+    }
+}
+
+/* The first number after a word that begins a line of a system's file (or the file, for ""); NAN: none. */
+static double system_number(const char *path, const char *word)
+{
+    char line[256];
+    double number = NAN;
+    size_t length = strlen(word);
+    FILE *f = fopen(path, "r");
+    while (f && isnan(number) && fgets(line, sizeof line, f))
+        if (!strncmp(line, word, length) && strspn(line + length, " \t0123456789") > 0)
+            sscanf(line + length, "%lf", &number);
+    if (f)
+        fclose(f);
+    return number;
+}
+
+/* What the control group at that path, and those above it, still allow beside the file cache, which gives way. Version 2
+ * of them: memory.max, and in memory.stat what cannot give way. Swap counts where the group may use it. */
+static double group_left(void)
+{
+    char line[512], *path, *slash;
+    double left = INFINITY;
+    FILE *f = fopen("/proc/self/cgroup", "r");
+    bool read = f && fgets(line, sizeof line, f) && !strncmp(line, "0::/", 4);
+    if (f)
+        fclose(f);
+    if (!read)
+        return left;
+    line[strcspn(line, "\n")] = 0;
+    path = text_of("/sys/fs/cgroup%s", strcmp(line + 3, "/") ? line + 3 : "");
+    do {
+        char *most = text_of("%s/memory.max", path), *stat = text_of("%s/memory.stat", path);
+        char *swap = text_of("%s/memory.swap.max", path);
+        double limit = system_number(most, ""), used = system_number(stat, "anon "), more = system_number(swap, "");
+        if (!isnan(limit) && !isnan(used) && more == 0)
+            left = fmin(left, limit - used);
+        free(most);
+        free(stat);
+        free(swap);
+        slash = strrchr(path, '/');
+        *slash = 0;
+    } while (strlen(path) >= strlen("/sys/fs/cgroup"));
+    free(path);
+    return left;
+}
+
+/* Bytes that the process can still have: by the machine's memory and swap, its control group and its address space.
+ * Mapped weights do not count: they give way. A system that does not say refuses nothing. */
+static double memory_left(void)
+{
+    double available = system_number("/proc/meminfo", "MemAvailable:"), swap = system_number("/proc/meminfo", "SwapFree:");
+    double left = isnan(available) ? INFINITY : 1024 * (available + (isnan(swap) ? 0 : swap));
+    double mapped = system_number("/proc/self/statm", "");
+    struct rlimit space;
+    left = fmin(left, group_left());
+    if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY && !isnan(mapped))
+        left = fmin(left, (double)space.rlim_cur - mapped * (double)sysconf(_SC_PAGESIZE));
+    return left;
+}
+
+/* Bytes free in the folder of a file, for this user. */
+static double disk_left(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char *folder = slash ? text_of("%.*s/", (int)(slash - path), path) : text_of(".");
+    struct statvfs about;
+    double left = statvfs(folder, &about) == 0 ? (double)about.f_bavail * (double)about.f_frsize : INFINITY;
+    free(folder);
+    return left;
+}
+
+/* Everything beside the flow's own figures: measured, and asked of the system. */
+static void survey(const job *j, run_plan *p)
+{
+    const weights *all[] = { j->vae ? vae_weights(j->vae) : NULL, j->clip ? clip_weights(j->clip) : NULL,
+                             j->dit ? dit_weights(j->dit) : NULL, j->embeddings };
+    for (int i = 0; i < 4; i++)
+        if (all[i]) {
+            p->copied += all[i]->copied;
+            p->mapped += weights_bytes(all[i]);
+        }
+    double pixels = (double)(p->out.frames * p->out.w * p->out.h);
+    p->disk_left = INFINITY;
+    if (j->out && strcmp(j->out, "-")) {
+        p->disk = p->out.name ? 4 * (double)tensor_count(p->out.saved) : pixels * (ends_with(j->out, ".y4m") ? 1.5 : 3);
+        p->disk_left = disk_left(j->out);
+    }
+    if (j->checkpoint) {        /* decoded twice; the old file stands until the new one is complete */
+        p->disk += 2 * (6 * pixels) * sizeof(real);
+        p->disk_left = fmin(p->disk_left, disk_left(j->checkpoint));
+    }
+    p->memory_left = memory_left();
+}
+
+/* One line, for `info` and at the beginning of a run. */
+static void print_plan(FILE *to, const job *j, const run_plan *p)
+{
+    fputs("plan: ", to);
+    if (p->out.frames)
+        fprintf(to, "a run of %lld x %lld, %lld frames, with %s: ", (long long)p->out.w, (long long)p->out.h,
+                (long long)p->out.frames, j->blank ? "one picture" : "the given pictures");
+    fprintf(to, "%.1f MB of activations", (double)p->bytes / 1e6);
+    if (isfinite(p->memory_left))
+        fprintf(to, " (%.0f MB free)", p->memory_left / 1e6);
+    fprintf(to, ", %.1f MB of convolution weights put in order, %.1f MB of weights mapped from disk; %.1f MB to write",
+            (double)p->copied / 1e6, (double)p->mapped / 1e6, p->disk / 1e6);
+    if (isfinite(p->disk_left))
+        fprintf(to, " (%.0f MB free)", p->disk_left / 1e6);
+    fputs("; about ", to);
+    print_span(to, work_seconds(p->rate, p->work));
+    fprintf(to, " on %lld thread%s\n", (long long)ruyi_threads(), ruyi_threads() == 1 ? "" : "s");
+    fflush(to);
+}
+
+/* Dies where the machine will not do. */
+static void check_plan(const run_plan *p)
+{
+    if ((double)p->bytes > p->memory_left)
+        die(SYSTEM_ERROR, "memory: the plan needs %.1f MB beside the mapped weights, got %.1f MB free; use a smaller "
+            "--size, fewer --frames, or a machine with more memory", (double)p->bytes / 1e6, fmax(p->memory_left, 0) / 1e6);
+    if (p->disk > p->disk_left)
+        die(SYSTEM_ERROR, "disk: the plan needs %.1f MB, got %.1f MB free; make room, or write elsewhere", p->disk / 1e6,
+            p->disk_left / 1e6);
+}
+
+/* The progress of a run that begins now, and its first line. */
+static struct progress progress_new(const job *j, const run_plan *p)
+{
+    struct progress new = { .quiet = j->quiet, .terminal = isatty(2), .rate = p->rate, .planned = p->work,
+                            .json_path = j->progress, .start = now() };
+    new.last_line = new.last_json = new.start;
+    new.json = j->progress ? fopen(j->progress, "a") : NULL;
+    if (j->progress && !new.json)
+        die(SYSTEM_ERROR, "%s: progress: got \"%s\", expected to write it; check folder and rights", j->progress,
+            strerror(errno));
+    if (new.json)
+        json_progress(&new, "plan", (report_line){ .run_left = work_seconds(p->rate, p->work) });
+    return new;
+}
+
+/* The result, to where it goes. */
+static void write_result(const job *j, arena *a, output *o, const result *out)
+{
+    for (int64_t t = 0; o && t < out->frames; t++)
+        output_frame(o, out->bytes + t * out->w * out->h * 3);
+    if (o)
+        output_close(o);
+    else if (j->out)
+        save_tensor(a, j->out, out);
+}
+
 /* Plans, opens the output, runs, writes. */
 static void run_flow(job *j, flow *f, void (*prepare)(job *j))
 {
-    result planned;
-    size_t bytes = plan(j, f, &planned);
-    output *o = open_output(j, &planned);
-    double start = now();
-    struct progress p = { .terminal = isatty(2), .last_line = start };
-    arena a = arena_new(bytes);
+    run_plan planned = plan(j, f);
+    survey(j, &planned);
+    check_plan(&planned);
+    if (!j->quiet || j->progress || j->dry_run)
+        calibrate(j, &planned);
+    if (!j->quiet || j->dry_run)
+        print_plan(stderr, j, &planned);
     check_hooks(j);
+    output *o = open_output(j, &planned.out);
+    const char *const written[] = { j->checkpoint, j->preview };
+    for (int i = 0; i < 2; i++)
+        if (written[i])
+            output_check(written[i]);
+    if (j->dry_run) {
+        remove_temporaries();
+        exit(DONE);
+    }
+    struct progress p = progress_new(j, &planned);
+    arena a = arena_new(planned.bytes);
     if (j->hooks && j->hooks->dump_dir)
         dump_check(j->hooks->dump_dir);
     if (j->hooks && j->hooks->truth) {
@@ -1889,21 +2571,29 @@ static void run_flow(job *j, flow *f, void (*prepare)(job *j))
     if (prepare)
         prepare(j);
     run r = run_of(j, &a);
-    r.progress = j->quiet ? NULL : &p;
+    r.progress = &p;
+    struct checkpoint k;
+    if (j->checkpoint) {
+        checkpoint_open(j, &k, a.work);
+        r.checkpoint = &k;
+        may_stop = true;
+        p.begun = work_seconds(p.rate, a.work);
+    }
     result out = f(&r, j);
     mappings_check();
-    for (int64_t t = 0; o && t < out.frames; t++)
-        output_frame(o, out.bytes + t * out.w * out.h * 3);
-    if (o)
-        output_close(o);
-    else if (j->out)
-        save_tensor(&a, j->out, &out);
+    write_result(j, &a, o, &out);
+    if (j->checkpoint) {        /* the result is there: the same command begins anew */
+        safetensors_close(k.file);
+        unlink(j->checkpoint);
+    }
+    if (p.json)
+        json_progress(&p, "done", (report_line){ .done = 1, .total = 1, .part = 1, .run_part = 1 });
     if (j->verbose)
-        fprintf(stderr, "memory: %.1f MB planned, %.1f MB used beside the mapped weights\n", (double)bytes / 1e6,
+        fprintf(stderr, "memory: %.1f MB planned, %.1f MB used beside the mapped weights\n", (double)planned.bytes / 1e6,
                 (double)a.peak / 1e6);
     if (!j->quiet && o)
         fprintf(stderr, "%s: %lld frame%s of %lld x %lld, %.1f s\n", j->out, (long long)out.frames,
-                out.frames == 1 ? "" : "s", (long long)out.w, (long long)out.h, now() - start);
+                out.frames == 1 ? "" : "s", (long long)out.w, (long long)out.h, now() - p.start);
     j->code = j->hooks ? hooks_end(j->hooks) : DONE;
     arena_free(&a);
 }
@@ -2533,18 +3223,11 @@ static void info_scheduler(const job *j)
  * and may be dropped again, so a machine with less memory is slow rather than unable. */
 static void info_plan(const job *j)
 {
-    result out;
-    size_t bytes = plan(j, flow_generate, &out);
-    const weights *all[] = { vae_weights(j->vae), clip_weights(j->clip), dit_weights(j->dit), j->embeddings };
-    uint64_t copied = 0, mapped = 0;
-    for (int i = 0; i < 4; i++) {
-        copied += all[i]->copied;
-        mapped += weights_bytes(all[i]);
-    }
-    printf("a run of %lld x %lld, %lld frames, with %s: %.1f MB of activations, %.1f MB of convolution weights put in "
-           "order, %.1f MB of weights mapped from disk; %.1f MB of frames come out\n", (long long)out.w,
-           (long long)out.h, (long long)out.frames, j->blank ? "one picture" : "the given pictures", (double)bytes / 1e6,
-           (double)copied / 1e6, (double)mapped / 1e6, (double)(out.frames * out.w * out.h * 3) / 1e6);
+    run_plan p = plan(j, flow_generate);
+    survey(j, &p);
+    calibrate(j, &p);
+    p.disk = (double)(p.out.frames * p.out.w * p.out.h) * 1.5;      /* as .y4m */
+    print_plan(stdout, j, &p);
 }
 
 /* A black picture stands for the one that a run would have. */
@@ -2789,7 +3472,6 @@ static void bench_case(const job *j, const char *name, size_t bytes)
 /* The embedded model, one second of 128 x 128 from a black picture; returns the bytes it needs. */
 static size_t open_tiny(job *j)
 {
-    result out;
     j->model = j->model ? j->model : "weights/ruyi-tiny";
     j->width = j->height = 128;
     j->sized = j->quiet = true;
@@ -2797,7 +3479,7 @@ static size_t open_tiny(job *j)
     give_blank(j);
     open_generate(j);
     fit_pictures(j);
-    return plan(j, flow_generate, &out);
+    return plan(j, flow_generate).bytes;
 }
 
 /* The cases named, or all. The sizes are those of the published model: D 2816, inner 12288, 1536 tokens are one frame's
@@ -2827,6 +3509,7 @@ static void command_bench(job *j)
 #define PICTURES (RUNS | FOR(INFO) | FOR(BENCH))
 #define MODELS (PICTURES | FOR(EXTEND))
 #define JUDGES (FOR(COMPARE) | FOR(CHECK))
+#define NEUTRAL (1u << 31)      /* not in a checkpoint's identity: no byte depends on it, or on its name alone */
 #define MANY (FOR(BENCH) | FOR(CHECK) | FOR(EXTEND) | FOR(MEASURE))     /* take any number of words */
 #define NEW (FOR(GENERATE) | FOR(INFO))         /* info plans the clip that generate would make */
 #define CLIPS (NEW | FOR(EXTEND))
@@ -2839,20 +3522,20 @@ enum { COMMANDS = 10 };
 
 typedef enum {
     O_MODEL, O_IMAGE, O_END, O_LATENTS, O_OUTPUT, O_SIZE, O_RESOLUTION, O_FRAMES, O_LONG, O_CAMERA, O_MOTION, O_STEPS,
-    O_CFG, O_SEED, O_RNG, O_SCHEDULER, O_LORA, O_FP8, O_TEACACHE, O_ENHANCE, O_TILING, O_KEEP, O_KEY, O_TIMES, O_START,
-    O_LOG, O_DUMP, O_FILTER, O_INJECT, O_STOP, O_CHECK, O_UNKNOWN, O_CLASS, O_JSON, O_QUIET, O_VERBOSE, O_HELP,
-    O_VERSION, OPTIONS
+    O_CFG, O_SEED, O_RNG, O_SCHEDULER, O_LORA, O_FP8, O_TEACACHE, O_ENHANCE, O_TILING, O_CHECKPOINT, O_PROGRESS,
+    O_PREVIEW, O_DRY_RUN, O_KEEP, O_KEY, O_TIMES, O_START, O_LOG, O_DUMP, O_FILTER, O_INJECT, O_STOP, O_CHECK, O_UNKNOWN,
+    O_CLASS, O_JSON, O_QUIET, O_VERBOSE, O_HELP, O_VERSION, OPTIONS
 } option_id;
 
 static const struct {
     const char *name; char letter; const char *value; unsigned commands; const char *help;
 } options[OPTIONS] = {
-    [O_MODEL] = { "model", 'm', "FOLDER", MODELS, "the model, a folder in the Hugging Face layout" },
-    [O_IMAGE] = { "image", 'i', "FILE[:FRAMES]", PICTURES,
+    [O_MODEL] = { "model", 'm', "FOLDER", MODELS | NEUTRAL, "the model, a folder in the Hugging Face layout" },
+    [O_IMAGE] = { "image", 'i', "FILE[:FRAMES]", PICTURES | NEUTRAL,
                   "start pictures (0 to 5), encode: frames; PPM or Y4M; clip.y4m:-5.. takes some; repeatable" },
-    [O_END] = { "end", 'e', "FILE[:FRAMES]", CLIPS | FOR(MEASURE), "end pictures (0 to 5), in order; repeatable" },
-    [O_LATENTS] = { "latents", 'l', "FILE", FOR(DECODE), "latents as encode writes them" },
-    [O_OUTPUT] = { "output", 'o', "NAME", RUNS | FOR(EXTEND),
+    [O_END] = { "end", 'e', "FILE[:FRAMES]", CLIPS | FOR(MEASURE) | NEUTRAL, "end pictures (0 to 5), in order; repeatable" },
+    [O_LATENTS] = { "latents", 'l', "FILE", FOR(DECODE) | NEUTRAL, "latents as encode writes them" },
+    [O_OUTPUT] = { "output", 'o', "NAME", RUNS | FOR(EXTEND) | NEUTRAL,
                    "NAME.y4m, NAME-%04d.ppm, - for Y4M to standard output; or NAME.safetensors" },
     [O_SIZE] = { "size", 0, "WxH", NEW, "size of the clip, multiples of 16" },
     [O_RESOLUTION] = { "resolution", 0, "R", NEW, "or about R x R pixels in the first picture's aspect (512)" },
@@ -2865,13 +3548,17 @@ static const struct {
     [O_SEED] = { "seed", 0, "N", CLIPS, "random seed (42)" },
     [O_RNG] = { "rng", 0, "DEVICE", CLIPS, "torch's noise there: cpu, or a GPU, cuda:SMSxTHREADS[:f32|bf16] (cpu; bf16)" },
     [O_SCHEDULER] = { "scheduler", 0, "WORD", CLIPS, "ddim euler euler_a dpm++ pndm (ddim)" },
-    [O_LORA] = { "lora", 0, "FILE[:WEIGHT]", CLIPS, "low-rank updates of the transformer; repeatable" },
+    [O_LORA] = { "lora", 0, "FILE[:WEIGHT]", CLIPS | NEUTRAL, "low-rank updates of the transformer; repeatable" },
     [O_FP8] = { "fp8", 0, "MODE[:e4m3|e5m2]", CLIPS,
                 "weights of the transformer rounded to FP8: lite strong extreme (e4m3)" },
     [O_TEACACHE] = { "teacache", 0, "T[,START,END]", CLIPS, "reuse calls that change less than T (0.1,3,1)" },
     [O_ENHANCE] = { "enhance-a-video", 0, "W[,START,END]", CLIPS, "strengthen attention between frames (1,0,0)" },
     [O_TILING] = { "vae-tiling", 0, "WHERE[,SIZE[,OVERLAP]]", CLIPS | FOR(ENCODE) | FOR(DECODE),
                    "none encoder decoder both; tiles of SIZE pixels that share a part (the model's)" },
+    [O_CHECKPOINT] = { "checkpoint", 0, "FILE", FOR(GENERATE) | NEUTRAL, "keep what is computed there; the same command goes on" },
+    [O_PROGRESS] = { "progress", 0, "FILE", RUNS | FOR(EXTEND) | NEUTRAL, "one JSON object a line there, added as the run goes on" },
+    [O_PREVIEW] = { "preview", 0, "FILE.ppm", FOR(GENERATE) | NEUTRAL, "after each step the middle frame, roughly" },
+    [O_DRY_RUN] = { "dry-run", 0, NULL, RUNS | FOR(EXTEND) | NEUTRAL, "memory, disk and time of the run, and no more" },
     [O_KEEP] = { "keep-colour", 0, NULL, NEW, "hold the background's colours to the start picture's" },
     [O_KEY] = { "key", 0, "FRAMES", FOR(EXTEND), "go on from these frames, as in -5..; without it the best are chosen" },
     [O_TIMES] = { "times", 0, "N", FOR(EXTEND), "go on so often (1)" },
@@ -2884,11 +3571,11 @@ static const struct {
     [O_STOP] = { "stop-after", 0, "STAGE", RUNS, "end there, and compute only what it needs" },
     [O_CHECK] = { "check", 0, "PATH[:GLOB]", RUNS | FOR(INFO),
                   "compare every stage with one there, made from inputs there; info: look at every weight of PATH" },
-    [O_UNKNOWN] = { "allow-unknown", 0, NULL, MODELS, "ignore tensors that the configuration has no place for" },
+    [O_UNKNOWN] = { "allow-unknown", 0, NULL, MODELS | NEUTRAL, "ignore tensors that the configuration has no place for" },
     [O_CLASS] = { "class", 0, "WORD", RUNS | JUDGES, "limits of fp64 fp32 fp16 bf16 (this build's)" },
     [O_JSON] = { "json", 0, NULL, RUNS | JUDGES | FOR(MEASURE), "one JSON document instead of lines" },
-    [O_QUIET] = { "quiet", 'q', NULL, RUNS | FOR(EXTEND), "no progress" },
-    [O_VERBOSE] = { "verbose", 'v', NULL, RUNS | FOR(EXTEND) | FOR(INFO) | JUDGES, "more: memory, every tensor" },
+    [O_QUIET] = { "quiet", 'q', NULL, RUNS | FOR(EXTEND) | NEUTRAL, "no progress" },
+    [O_VERBOSE] = { "verbose", 'v', NULL, RUNS | FOR(EXTEND) | FOR(INFO) | JUDGES | NEUTRAL, "more: memory, every tensor" },
     [O_HELP] = { "help", 'h', NULL, ~0u, "this text" },
     [O_VERSION] = { "version", 0, NULL, ~0u, "the version" },
 };
@@ -3161,6 +3848,10 @@ static void apply(job *j, option_id id, const char *value)
         j->enhance_end = j->enhance_end > 0 ? j->enhance_end : 0;
         j->enhance = true;
         break;
+    case O_CHECKPOINT: j->checkpoint = value; break;
+    case O_PROGRESS: j->progress = value; break;
+    case O_PREVIEW: j->preview = value; break;
+    case O_DRY_RUN: j->dry_run = true; break;
     case O_KEEP: j->keep_colour = true; break;
     case O_KEY:
         if (!frames_parse(value, &j->key_first, &j->key_last))
@@ -3274,11 +3965,18 @@ static void read_options(job *j, int argc, char **argv)
             die(BAD_INPUT, "--%s: not an option of %s; ruyi --help lists them", options[list[i].id].name,
                 command_names[j->command]);
         apply(j, list[i].id, list[i].value);
+        if (!(options[list[i].id].commands & NEUTRAL)) {
+            const char *value = list[i].value ? list[i].value : "", *name = options[list[i].id].name;
+            j->options = hash_bytes(hash_bytes(j->options, name, strlen(name)), value, strlen(value));
+        }
     }
     if (j->frames > 120 && !j->long_clip)
         die(BAD_INPUT, "--frames: got %lld, expected 1 to 120; --long allows more", (long long)j->frames);
     if (j->hooks && j->hooks->nfilters && !j->hooks->dump_dir)
         die(BAD_INPUT, "--dump-filter: got no --dump, expected a folder to write to; give --dump FOLDER");
+    if (j->hooks && j->checkpoint)
+        die(BAD_INPUT, "--checkpoint: got --dump, --inject, --stop-after or --check beside it, expected none: a run that goes "
+            "on does not come by its first stages again");
     free(list);
 }
 
@@ -3287,10 +3985,14 @@ static void read_options(job *j, int argc, char **argv)
  * Nothing may leave half a file behind: die() and the signal handler remove what is unfinished.
  */
 
-/* remove_temporaries calls nothing that is unsafe in a signal handler. */
+/* A run with a checkpoint ends by itself after the block or slice under way, unless it is told twice.
+ * remove_temporaries calls nothing that is unsafe in a signal handler. */
 static void on_signal(int signal_number)
 {
-    (void)signal_number;
+    bool first = stop_signal == 0;
+    stop_signal = signal_number;
+    if (may_stop && first)
+        return;
     remove_temporaries();
     _exit(SYSTEM_ERROR);
 }

@@ -91,6 +91,9 @@ typedef struct lora {
     const struct lora *next;
 } lora;
 
+/* Kernels that take nearly all of the time; a multiply and an add are two operations. */
+typedef enum { LINEAR, CONV, ATTENTION, WORKS } work_kind;
+
 /* All activations live in one block: temporaries grow from its low end, marked and reset like a stack; what must
  * outlive them (caches) grows from the high end. A planning arena has no memory: tensors get shapes but no data,
  * kernels check shapes and compute nothing, and the peak that it records is the memory of the real pass. */
@@ -98,6 +101,7 @@ typedef struct {
     unsigned char *base;
     size_t size;                /* bytes; unlimited while planning */
     size_t low, high, peak;     /* bytes in use at either end, and the largest low + high so far */
+    double work[WORKS];         /* operations so far, of every kind; a plan counts them, too */
     bool planning;
 } arena;
 
@@ -166,7 +170,10 @@ void safetensors_close(safetensors *file);           /* the counterpart of safet
 const st_tensor *safetensors_find(const safetensors *file, const char *name);       /* NULL: none */
 /* One file, whole or not at all. data: host byte order; names, types, shapes and data side by side. */
 typedef struct { const char *name; dtype type; shape shape; const void *data; } st_entry;
-void safetensors_write(const char *path, const st_entry *entries, int count);
+void safetensors_write(const char *path, const st_entry *entries, int count);   /* data NULL: see safetensors_intact */
+bool safetensors_intact(const safetensors *file);    /* its last tensor is the sum of what is before it */
+unsigned char *file_order(const unsigned char *data, size_t count, size_t bytes);  /* or to the host's; NULL: as it is */
+uint64_t hash_bytes(uint64_t h, const void *data, size_t size);     /* goes on from h; against accidents, not forgery */
 
 /* The weights of one component: FOLDER/STEM.safetensors, or the shards of FOLDER/STEM.safetensors.index.json. */
 typedef struct {
@@ -207,6 +214,7 @@ int64_t images_read(const char *path, int64_t room, image **list, int64_t count)
 bool frames_parse(const char *text, int64_t *first, int64_t *last);     /* "7", "0..4", "-5.."; false: none of them */
 void frames_resolve(const char *name, int64_t count, int64_t *first, int64_t *last);    /* from the end: from the start */
 image image_resize(image in, int64_t w, int64_t h);         /* Pillow's bicubic, bit for bit */
+void ppm_write(const char *path, image picture);            /* P6, whole or not at all; a crash may lose it */
 
 /* Frames out: NAME.y4m, NAME-%04d.ppm, or "-" (Y4M to standard output). They appear whole or not at all. */
 typedef struct output output;
@@ -247,6 +255,7 @@ typedef struct run {
     hooks *hooks;               /* NULL: nobody looks. Else guidance rows are run together, as stages show them */
     int verbosity;              /* 0 quiet, 1 progress, 2 more */
     struct progress *progress;
+    struct checkpoint *checkpoint;                  /* NULL: none */
 } run;
 typedef enum { AS_IS, CHANNELS_FIRST, ROWS_CHANNELS_FIRST } layout; /* [...C] -> [C...]; [B][...C] -> [B][C...] */
 /* Before a stage: may it be skipped? After it: what is to be done with what it made. */
@@ -455,7 +464,7 @@ typedef struct {
     double threshold; int64_t skip_start, skip_end, steps;
     int64_t count;              /* calls since the count was last 0 */
     double sum, delta;          /* accumulated change; the polynomial's value at this call, 0 where none */
-    bool computed;              /* this call computed (or used the cache) */
+    bool computed, stored;      /* this call computed (or used the cache); and its residual is kept */
     int64_t cached;             /* calls that used the cache */
     tensor last, residual;      /* [B][N][D] block 0's modulated input, and norm_out's output - patch tokens */
 } tea_cache;
@@ -508,6 +517,9 @@ void sched_input(const scheduler *s, tensor x, tensor sample);      /* x = scale
 void sched_step(scheduler *s, tensor sample, tensor v, tensor noise);   /* v: the model's output; sample becomes the next one */
 
 void progress(const run *r, const char *stage, int64_t done, int64_t total);
+/* The VAE's next slice, in the order of computing: taken from the checkpoint where that has it, or put into it. */
+bool slice_restored(const run *r, tensor out);
+void slice_save(const run *r, tensor out);
 int64_t ruyi_threads(void);
 
 #endif

@@ -699,6 +699,7 @@ static void product_pack(const product *p, int64_t n0, int64_t n1, real *panel, 
 static void product_run(arena *a, const product *p)
 {
     size_t mark = arena_mark(a);
+    a->work[p->conv ? CONV : LINEAR] += 2.0 * (double)p->m * (double)p->n * (double)p->k;
     int64_t threads = ruyi_threads(), fits = PANEL / (p->k + 1) / NR * NR;
     int64_t columns = smaller(divide_up(p->n, NR) * NR, fits < NR ? NR : fits > BLOCK_N ? BLOCK_N : fits);
     real *scratch = arena_alloc(a, (size_t)threads * PRODUCT_SCRATCH, sizeof(real));
@@ -998,6 +999,7 @@ void attention(arena *a, tensor y, tensor q, tensor k, tensor v, int64_t sequenc
     tensor_check(k, SHAPE(sequences * nk, width), "attention: k");
     tensor_check(v, SHAPE(sequences * nk, width), "attention: v");
     size_t mark = arena_mark(a), reals = attention_reals(head);
+    a->work[ATTENTION] += 4.0 * (double)(sequences * nq) * (double)nk * (double)width;
     real *scratch = arena_alloc(a, (size_t)ruyi_threads() * reals, sizeof(real));
     int64_t blocks = divide_up(nq, QUERIES), tasks = scratch ? sequences * heads * blocks : 0;
     bool large = sequences * nq * nk * width > 1 << 19;

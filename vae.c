@@ -786,14 +786,22 @@ static tensor code(const run *r, const vae *v, bool decode, tensor in, int *slic
     p.floor = arena_mark(a);
     for (slice s = { 0 }; slice_next(c, decode, total, &s);) {
         tensor part = tensor_part(z, s.first - s.before, s.before + s.count + s.after);
+        tensor result = tensor_part(out, done, slice_output(c, decode, &s));
+        bool cached = decode && c->mode == SLICE_CACHE;     /* a later slice needs this one's caches: none is kept */
+        done += result.dim[0];
+        if (!cached && slice_restored(r, result)) {
+            ++*slices;
+            continue;
+        }
         p.time = s.time;
         p.next_cache = 0;
         tensor x = decode ? decode_slice(&p, part, s.before, s.count) : encode_slice(&p, part);
         if (!p.skipping)
-            tensor_copy(tensor_part(out, done, x.dim[0]), decode ? x : linear(a, x, p.k->quant));
+            tensor_copy(result, decode ? x : linear(a, x, p.k->quant));
         a->planning = a->planning && !p.skipping;
-        done += x.dim[0];
         arena_reset(a, p.floor);
+        if (!cached)
+            slice_save(r, result);
         progress(r, decode ? "decode" : "encode", s.first + s.count, total);
     }
     free(p.caches);

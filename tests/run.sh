@@ -36,6 +36,8 @@ part "golden cases, float64" tests/golden.sh ./ruyi64 tests/golden/cases/* tests
 part "stage by stage, float32" ./ruyi check tests/golden/cases/* tests/golden/extra/cases/*
 part "stage by stage, float64" ./ruyi64 check tests/golden/cases/* tests/golden/extra/cases/*
 part "command line" tests/cli.sh ./ruyi
+part "killed and continued" tests/resume.sh ./ruyi
+part "many at once" tests/many.sh ./ruyi
 part "controls of compare" build/controls ./ruyi
 part "port in NumPy" tests/port.sh ./ruyi
 part "identity" tests/identity.sh ./ruyi

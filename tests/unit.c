@@ -779,15 +779,67 @@ static void test_plan(void)
                .sized = true, .quiet = true, .start = { { 8, 8, allocate(192, 1) } }, .starts = 1 };
     open_generate(&j);
     fit_pictures(&j);
-    result out;
     set_threads(2);
-    size_t bytes = plan(&j, flow_generate, &out);
-    arena a = arena_new(bytes);
+    run_plan p = plan(&j, flow_generate);
+    arena a = arena_new(p.bytes);
     run r = run_of(&j, &a);
     flow_generate(&r, &j);
-    CHECK(a.peak == bytes, "the plan says %zu bytes, the run took %zu", bytes, a.peak);
-    CHECK(out.frames == 16 && out.w == 64 && out.h == 48, "planned size");
+    CHECK(a.peak == p.bytes, "the plan says %zu bytes, the run took %zu", p.bytes, a.peak);
+    for (int i = 0; i < WORKS; i++)
+        CHECK(a.work[i] == p.work[i] && p.work[i] > 0, "the plan says %g operations, the run took %g", p.work[i], a.work[i]);
+    CHECK(p.out.frames == 16 && p.out.w == 64 && p.out.h == 48, "planned size");
     arena_free(&a);
+}
+
+/* Bytes as a checkpoint of that identity. */
+static bool is_checkpoint(const unsigned char *bytes, size_t size, const uint64_t identity[IDENTITY])
+{
+    char reason[REASON];
+    safetensors file;
+    bool taken = safetensors_parse(bytes, size, &file, reason);
+    if (!taken)
+        return false;
+    taken = checkpoint_check(&file, identity, reason);
+    safetensors_free(&file);
+    return taken;
+}
+
+/* A checkpoint, kept twice, comes back; every prefix, every changed bit, and every other identity is refused. */
+static void test_checkpoint(void)
+{
+    char folder[] = "/tmp/ruyi-unit-XXXXXX", *found = mkdtemp(folder), *path = text_of("%s/ck", folder);
+    double operations[WORKS] = { 1, 2, 3 };
+    const real numbers[] = { 1, -2, (real)0.1 };
+    real back[3] = { 0 };
+    struct checkpoint k = { .path = path, .identity = { 11, 12, 13, 14 }, .work = operations };
+    run r = { .checkpoint = &k };
+    CHECK(found != NULL, "no folder in /tmp");
+    tensor x = { .data = (real *)(uintptr_t)numbers, .ndim = 1, .dim = { 3 } }, y = { .data = back, .ndim = 1, .dim = { 3 } };
+    CHECK(!slice_restored(&r, y), "a slice of no file");
+    slice_save(&r, x);
+    checkpoint_write(&k, (st_entry[]){ entry_of("second", x) }, 1, true);
+    k.slices = 0;
+    CHECK(k.file->count == 5 && slice_restored(&r, y) && !memcmp(back, numbers, sizeof back), "a slice comes back");
+    size_t size = k.file->size;
+    unsigned char *bytes = allocate(size, 1);
+    memcpy(bytes, k.file->map, size);
+    CHECK(is_checkpoint(bytes, size, k.identity), "the right checkpoint");
+    for (size_t n = 0; n < size; n++)
+        CHECK(!is_checkpoint(bytes, n, k.identity), "took %zu of %zu bytes", n, size);
+    for (size_t bit = 0; bit < 8 * size; bit++) {
+        bytes[bit / 8] ^= (unsigned char)(1 << bit % 8);
+        CHECK(!is_checkpoint(bytes, size, k.identity), "took it with bit %zu changed", bit);
+        bytes[bit / 8] ^= (unsigned char)(1 << bit % 8);
+    }
+    for (int i = 0; i < IDENTITY; i++) {
+        k.identity[i]++;
+        CHECK(!is_checkpoint(bytes, size, k.identity), "took another's, %d", i);
+        k.identity[i]--;
+    }
+    safetensors_close(k.file);
+    free(bytes);
+    CHECK(unlink(path) == 0 && rmdir(folder) == 0, "something is left in %s", folder);
+    free(path);
 }
 
 /* Calls of the transformer with plug-ins that sleep in the first: the plan must foresee all. */
@@ -854,6 +906,7 @@ int main(void)
     test_conv_bytes();
     test_attention();
     test_plan();
+    test_checkpoint();
     test_forward_plan();
     printf("%d passed, %d failed\n", passed, failed);
     return failed ? DIFFERS : DONE;
