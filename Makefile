@@ -68,10 +68,10 @@ build/faults-asan: tests/faults.c $(SOURCES) ruyi.h Makefile
 	$(CC) $(SANITIZE) $(PLAIN) $< -lm -o $@
 build/ruyi-asan: $(SOURCES) ruyi.h Makefile
 	@mkdir -p $(@D)
-	$(CC) -std=c11 -O1 -g $(NUMERIC) $(NATIVE) $(WARNINGS) -fsanitize=address,undefined -fno-sanitize-recover=all $(SOURCES) -lm -o $@
+	$(CC) $(SANITIZE) $(PLAIN) $(SOURCES) -lm -o $@
 build/unit-asan: tests/unit.c tests/io_test.h $(SOURCES) ruyi.h Makefile
 	@mkdir -p $(@D)
-	$(CC) -std=c11 -O1 -g $(NUMERIC) $(NATIVE) $(filter-out -Wshadow,$(WARNINGS)) -fsanitize=address,undefined -fno-sanitize-recover=all tests/unit.c -lm -o $@
+	$(CC) $(SANITIZE) $(PLAIN) $< -lm -o $@
 
 # Threads that wait sleep, since somebody else may be using the machine.
 demo: ruyi
@@ -127,7 +127,7 @@ help:
 	@echo "make test       all tests: units, golden cases in both precisions, the command line"
 	@echo "make goldens    the operators' golden cases and the pack's MANIFEST anew: the same bytes as before, or something moved"
 	@echo "make ruyi64     the same program in float64, the oracle"
-	@echo "make asan       build/ruyi-asan and build/unit-asan, under address and undefined-behaviour sanitizers"
+	@echo "make asan       build/ruyi-asan and the tests under address and undefined-behaviour sanitizers"
 	@echo "make fuzz       every reader under libFuzzer (clang), SECONDS=60 or RUNS=N each"
 	@echo "make faults     every command with every call of the system failing, one at a time"
 	@echo "make bench      kernels beside PyTorch and OpenBLAS (PYTHON=a Python with torch)"
