@@ -336,10 +336,14 @@ static const content *find(const contents *c, const char *name)
     return NULL;
 }
 
+/* Without the plan at the end, which tells the time and free memory of that moment. */
 static content read_back(const char *name)
 {
+    static const char plan[] = "plan: ";
     char *path = spell("%s/%s", top, name);
     content c = content_of(path, name);
+    for (size_t i = 0; i + sizeof plan <= c.size; i++)
+        if (memcmp(c.bytes + i, plan, sizeof plan - 1) == 0) c.size = i;
     (free)(path);
     return c;
 }
