@@ -17,7 +17,7 @@ NUMERIC   = -ffp-contract=off -fno-math-errno -fno-trapping-math
 FLAGS     = -std=c11 $(CFLAGS) $(NUMERIC) $(NATIVE) $(OPENMP) $(WARNINGS)
 SOURCES   = ruyi.c vae.c dit.c tensor.c io.c
 
-.PHONY: all demo test goldens asan fuzz faults bench identity clean help
+.PHONY: all demo test mutants report goldens asan fuzz faults bench identity clean help
 
 all: ruyi
 
@@ -110,6 +110,14 @@ fuzz:
 faults: build/faults
 	build/faults -a
 
+# Every mutant of tests/mutants.txt must be caught by the golden pack.
+mutants: ruyi ruyi64
+	CC="$(CC)" FLAGS="-std=c11 $(NUMERIC) $(NATIVE) $(OPENMP)" tests/mutants.sh
+
+# The tables of README.md; FULL=1: with all builds and mutants anew.
+report: ruyi ruyi64 build/ops64 build/controls
+	@FULL=$(FULL) tests/report.sh ./ruyi ./ruyi64
+
 # Times beside PyTorch (PYTHON=a Python that has it) and OpenBLAS (if installed). Says what is missing; never fails.
 bench: ruyi
 	tests/bench.sh ./ruyi
@@ -130,6 +138,8 @@ help:
 	@echo "make asan       build/ruyi-asan and the tests under address and undefined-behaviour sanitizers"
 	@echo "make fuzz       every reader under libFuzzer (clang), SECONDS=60 or RUNS=N each"
 	@echo "make faults     every command with every call of the system failing, one at a time"
+	@echo "make mutants    does the golden pack catch every mutant of the numeric code? half an hour"
+	@echo "make report     what the results are worth, in tables; FULL=1: with builds and mutants anew, an hour"
 	@echo "make bench      kernels beside PyTorch and OpenBLAS (PYTHON=a Python with torch)"
 	@echo "make identity   the same bytes from every compiler, level, instruction set, thread count and machine at hand"
 	@echo "make clean      remove what was built"
