@@ -638,6 +638,7 @@ static bool scan_scalar(scan *s)
 {
     static const char *const words[] = { "true", "false", "null", "-Infinity" };
     if (peek(s) == '"') return scan_string(s);
+    if (is_digit(peek(s))) return scan_number(s);       /* most values of a large file; asked first */
     for (int i = 0; i < (s->minus_infinity ? 4 : 3); i++) {
         size_t length = strlen(words[i]);
         if ((size_t)(s->end - s->at) >= length && memcmp(s->at, words[i], length) == 0) {
@@ -645,7 +646,7 @@ static bool scan_scalar(scan *s)
             return true;
         }
     }
-    return peek(s) == '-' || is_digit(peek(s)) ? scan_number(s) : fault(s, "a value");
+    return peek(s) == '-' ? scan_number(s) : fault(s, "a value");
 }
 
 /* A member's name and its colon, with white space before both. What follows the colon is for scan_value. */

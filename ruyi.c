@@ -2449,13 +2449,13 @@ static double memory_left(void)
     return left;
 }
 
-/* Bytes free in the folder of a file, for this user. */
+/* Bytes free in the folder of a file, for this user; a system of files without blocks (/proc) does not say. */
 static double disk_left(const char *path)
 {
     const char *slash = strrchr(path, '/');
     char *folder = slash ? text_of("%.*s/", (int)(slash - path), path) : text_of(".");
     struct statvfs about;
-    double left = statvfs(folder, &about) == 0 ? (double)about.f_bavail * (double)about.f_frsize : INFINITY;
+    double left = statvfs(folder, &about) == 0 && about.f_blocks ? (double)about.f_bavail * (double)about.f_frsize : INFINITY;
     free(folder);
     return left;
 }
@@ -2504,13 +2504,14 @@ static void print_plan(FILE *to, const job *j, const run_plan *p)
 }
 
 /* Dies where the machine will not do. */
-static void check_plan(const run_plan *p)
+static void check_plan(const job *j, const run_plan *p)
 {
     if ((double)p->bytes > p->memory_left)
         die(SYSTEM_ERROR, "memory: the plan needs %.1f MB beside the mapped weights, got %.1f MB free; use a smaller "
             "--size, fewer --frames, or a machine with more memory", (double)p->bytes / 1e6, fmax(p->memory_left, 0) / 1e6);
     if (p->disk > p->disk_left)
-        die(SYSTEM_ERROR, "disk: the plan needs %.1f MB, got %.1f MB free; make room, or write elsewhere", p->disk / 1e6,
+        die(SYSTEM_ERROR, "%s: the plan needs %.3f MB of disk, got %.3f MB free; make room, or write elsewhere",
+            j->out ? j->out : j->checkpoint, p->disk / 1e6,
             p->disk_left / 1e6);
 }
 
@@ -2545,7 +2546,7 @@ static void run_flow(job *j, flow *f, void (*prepare)(job *j))
 {
     run_plan planned = plan(j, f);
     survey(j, &planned);
-    check_plan(&planned);
+    check_plan(j, &planned);
     if (!j->quiet || j->progress || j->dry_run)
         calibrate(j, &planned);
     if (!j->quiet || j->dry_run)
