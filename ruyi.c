@@ -814,7 +814,10 @@ bool checkpoint_check(const safetensors *file, const uint64_t identity[IDENTITY]
     uint64_t found[IDENTITY];
     if (!t || t->type != U64 || t->count != IDENTITY)
         return snprintf(reason, REASON, "got another kind of file"), false;
-    if (!safetensors_intact(file))
+    bool whole = safetensors_intact(file);
+    for (int64_t i = 0; whole && i < file->count; i++)     /* what checkpoint_write copies */
+        whole = file->tensors[i].ndim <= MAX_DIMS && dtype_bits[file->tensors[i].type] >= 8;
+    if (!whole)
         return snprintf(reason, REASON, "got a damaged file"), false;
     read_elements(t, found);
     for (int i = 0; i < IDENTITY; i++)

@@ -7,7 +7,8 @@
  * an older output. Every run must end, within a minute, in one of two ways:
  *
  *     done        code 0, and the same files and standard output as without the fault
- *     refused     code 3, one line on standard error, the older output untouched; a file that is there is whole
+ *     refused     code 3, one line on standard error, the older output untouched; a file that is there is whole; from a
+ *                 checkpoint that is left the same command goes on to the same files
  *
  * Faults that a program must overcome (EINTR, short counts) leave only the first; those that lose data only the second.
  * Allocations inside the C library (stdio's, qsort's) are out of reach. Runs from the root of the repository.
@@ -185,6 +186,7 @@ static const char *const commands[] = {
     "compare $W/dump $W/dump --json",
     "-m $M -i $I/a.ppm --size 16x16 --frames 1 --steps 1 -q --dump d --dump-filter *pred --dump-filter frames",
     "--help",
+    "-m $M -i $I/a.ppm --size 16x16 --frames 1 --steps 2 -q --checkpoint k -o x.y4m",
 };
 enum { COMMANDS_HERE = sizeof commands / sizeof *commands, WORDS = 40, MOST = 64 };
 
@@ -300,10 +302,10 @@ static void redirect(const char *name, int to)
     (free)(path);
 }
 
-/* One run in a child; returns what waitpid says of its end. */
-static int run_command(const char *command, int with, long n)
+/* One run in a child; returns what waitpid says of its end. fresh: in a folder without a checkpoint. */
+static int run_command(const char *command, int with, long n, bool fresh)
 {
-    renew();
+    if (fresh) renew();
     memset(shared, 0, sizeof *shared);
     fflush(NULL);               /* the child must not write it again */
     pid_t child = fork();
@@ -373,6 +375,7 @@ static const char *judge_run(int status, const reference *want, const contents *
     if (out->size > want->out.size || memcmp(out->bytes, want->out.bytes, out->size) != 0) return "prints something else";
     for (int i = 0; i < files->count; i++) {
         const content *is = &files->list[i], *was = find(&want->files, is->name);
+        if (strcmp(is->name, "k") == 0) continue;   /* a checkpoint: resumed is what follows */
         if (!was || (!same_bytes(was, is->bytes, is->size) && !same_bytes(is, "older", 5))) return "leaves something";
     }
     const char *const older[] = { "x.y4m", "x.safetensors", "f-00.ppm" };
@@ -389,7 +392,7 @@ static void try_fault(int number, const char *command, const reference *want, in
         snprintf(victim, sizeof victim, "%s/model/%s.safetensors", top, parts[n % 3]);
         whole = content_of(victim, victim);
     }
-    int status = run_command(command, with, n);
+    int status = run_command(command, with, n, true);
     if (faults[with].error == CUT) write_file(victim, whole.bytes, whole.size), (free)(whole.name), (free)(whole.bytes);
     char *path = spell("%s/out", top);
     contents files = {0};
@@ -399,6 +402,19 @@ static void try_fault(int number, const char *command, const reference *want, in
     if (wrong) printf("FAILED faults %d (%s), %s, call %ld: %s (status %x): %.*s\n", number, command, faults[with].name, n, wrong,
                       (unsigned)status, err.size > 300 ? 300 : (int)err.size, (char *)err.bytes);
     wrong ? failed++ : passed++;
+    if (find(&files, "k")) {    /* the same command goes on from it, to the same bytes */
+        contents after = {0};
+        status = run_command(command, -1, 0, false);
+        contents_read(&after, path, "");
+        bool resumed = WIFEXITED(status) && WEXITSTATUS(status) == DONE && after.count == want->files.count;
+        for (int i = 0; resumed && i < after.count; i++) {
+            const content *was = find(&want->files, after.list[i].name);
+            resumed = was && same_bytes(was, after.list[i].bytes, after.list[i].size);
+        }
+        if (!resumed) printf("FAILED faults %d (%s), %s, call %ld: does not go on (status %x)\n", number, command, faults[with].name, n, (unsigned)status);
+        resumed ? passed++ : failed++;
+        contents_free(&after);
+    }
     contents_free(&files);
     (free)(out.name), (free)(out.bytes), (free)(err.name), (free)(err.bytes), (free)(path);
 }
@@ -408,7 +424,7 @@ static void try_command(int number, bool all)
 {
     const char *command = commands[number];
     reference want = {0};
-    int status = run_command(command, -1, 0);
+    int status = run_command(command, -1, 0, true);
     char *path = spell("%s/out", top);
     contents_read(&want.files, path, "");
     want.out = read_back("stdout"), want.err = read_back("stderr");
