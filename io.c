@@ -565,7 +565,7 @@ static size_t utf8_length(const unsigned char *p, size_t left)
 static bool utf8_check(const char *text, size_t size, char reason[REASON])
 {
     for (size_t at = 0, length; at < size; at += length) {
-        length = utf8_length((const unsigned char *)text + at, size - at);
+        length = (unsigned char)text[at] < 0x80 ? 1 : utf8_length((const unsigned char *)text + at, size - at);
         if (length == 0) return refuse(reason, "byte %zu: expected UTF-8", at);
     }
     return true;
