@@ -3264,7 +3264,7 @@ static void command_info(job *j)
 {
     const char *path = j->nfiles ? j->files[0] : j->model;
     need(path, "info", "a model folder or a .safetensors file");
-    const safetensors *file = ends_with(path, ".safetensors") ? safetensors_open(path) : NULL;
+    safetensors *file = ends_with(path, ".safetensors") ? safetensors_open(path) : NULL;
     if (file) {
         print_file(file, true);
     } else if (j->model = path, j->quiet = true, file_exists(inside(j, "model_index.json"))) {
@@ -3284,11 +3284,12 @@ static void command_info(job *j)
         die(BAD_INPUT, "%s: got neither a .safetensors file nor a folder with model_index.json or vae/; give a model "
             "folder", path);
     }
-    if (!j->check)
-        return;
-    j->code = (file ? safetensors_nonfinite(file) : check_weights(j)) ? BAD_INPUT : DONE;
-    if (j->code == DONE)
+    if (j->check)
+        j->code = (file ? safetensors_nonfinite(file) : check_weights(j)) ? BAD_INPUT : DONE;
+    if (j->check && j->code == DONE)
         printf("every number is finite\n");
+    if (file)
+        safetensors_close(file);
 }
 
 /* ---------------------------------------------------------------- commands: check

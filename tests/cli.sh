@@ -982,6 +982,16 @@ for word in --frames --camera --dump 'Examples' ' encode ' ' compare '; do
     matches "--help says: $word" "$word" "$(cat "$tmp/stdout")"
 done
 
+# ---------------------------------------------------------------- the plan and the process
+
+# What the process takes at most, beside the plan: weights, the picture, the program itself.
+{ printf 'P6 1280 1280 255\n' && head -c 4915200 /dev/zero; } >"$in/black.ppm"
+works "a run of 180 MB" 'p x.safetensors' encode -m "$base" -i "$in/black.ppm" -o x.safetensors -v --progress p
+planned=$(sed -n 's/^memory: \([0-9.]*\) MB planned.*/\1/p' "$tmp/stderr")
+taken=$(sed -n 's/.*"peak_memory":\([0-9]*\).*/\1/p' "$out/p" | tail -n 1)
+equal "the process takes what is planned, within a tenth" 1 \
+    "$(awk -v p="$planned" -v t="$taken" 'BEGIN { t /= 1e6; print (p > 150 && t > 0.9 * p && t < 1.1 * p) ? 1 : p " MB planned, " t " MB taken" }')"
+
 # ---------------------------------------------------------------- dumps
 
 full="-m $base $small --frames 8 $i1"
