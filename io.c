@@ -16,7 +16,7 @@
  *     weights                     shards, bind, low-rank updates, what nothing asked for
  *     pictures in, resize         ppm_parse; y4m_header, y4m_parse; images_read; image_resize
  *     frames out                  output_open, output_frame, output_close; y4m_planes
- *     dumps, compare              dump; the comparison of two sets of tensors
+ *     stages, compare             given, dump; the comparison of two sets of tensors
  *
  * Invariants:
  *   - Parsers (json_check, safetensors_parse, ppm_parse, y4m_header, y4m_parse) are pure: bytes and a length in, a
@@ -1403,9 +1403,6 @@ void safetensors_write(const char *path, const st_entry *entries, int count)
     safetensors_put(path, entries, count, true);
 }
 
-static inline uint64_t double_to_bits(double x) { uint64_t bits; memcpy(&bits, &x, sizeof bits); return bits; }
-static inline double double_from_bits(uint64_t bits) { double x; memcpy(&x, &bits, sizeof x); return x; }
-
 /* One integer, sign-extended to 64 bits of two's complement, whatever the host has. */
 static uint64_t integer(const st_tensor *t, uint64_t i)
 {
@@ -1421,7 +1418,7 @@ static uint64_t integer(const st_tensor *t, uint64_t i)
 static double element(const st_tensor *t, uint64_t i)
 {
     const unsigned char *p = t->data + i * (uint64_t)dtype_bits[t->type] / 8;
-    if (t->type == F64) return double_from_bits(little_endian(p, 8));
+    if (t->type == F64) return bits_double(little_endian(p, 8));
     if (is_integer(t->type)) {
         uint64_t bits = integer(t, i);
         return bits >> 63 && t->type != U64 ? -(double)~bits - 1 : (double)bits;
@@ -2498,12 +2495,17 @@ void dump_check(const char *folder)
     if (access(folder, W_OK | X_OK) != 0) die_writing(folder);
 }
 
-/* DIR/NAME.safetensors, where some filter matches the name or there are none. */
-static void dump_write(const hooks *h, st_entry only)
+/* Whether a stage is to be written: some filter matches its name, or there are none. */
+static bool dump_wanted(const hooks *h, const char *name)
 {
     bool wanted = h->dump_dir && h->nfilters == 0;
-    for (int i = 0; h->dump_dir && i < h->nfilters && !wanted; i++) wanted = fnmatch(h->filters[i], only.name, 0) == 0;
-    if (!wanted) return;
+    for (int i = 0; h->dump_dir && i < h->nfilters && !wanted; i++) wanted = fnmatch(h->filters[i], name, 0) == 0;
+    return wanted;
+}
+
+/* DIR/NAME.safetensors. */
+static void dump_write(const hooks *h, st_entry only)
+{
     char *path = text_of("%s/%s.safetensors", h->dump_dir, only.name);
     safetensors_put(path, &only, 1, false);     /* a dump may be lost in a crash: no sync */
     free(path);
@@ -2511,10 +2513,8 @@ static void dump_write(const hooks *h, st_entry only)
 
 /* A stage against the truth's, and, where that is exact for this build, the truth in its place: errors then do not add
  * up, and every later stage is judged for itself. Truths that were rounded to float32 would spoil double's digits. */
-static void check_stage(const hooks *h, st_entry e, tensor x, layout order)
+static void check_stage(const hooks *h, const pack_entry *found, st_entry e, tensor x, layout order)
 {
-    const pack_entry *found = h->truth ? pack_find(h->truth, e.name) : NULL;
-    if (!found) return;
     const st_tensor *truth = found->tensor;
     uint64_t count = shape_elements(e.shape), bytes = (uint64_t)dtype_bits[e.type] / 8;
     unsigned char *turned = file_order(e.data, count, bytes);
@@ -2536,18 +2536,26 @@ int hooks_end(const hooks *h)
     return h->truth ? judge_end(h->judge, h->truth->files[0]->path, "this run", 0) : DONE;
 }
 
-/* What is done with a finished stage: e, in the file's order, for reading; x (data NULL: none) is what the run goes on
- * with. Takes over the name. */
+/* What is done with a finished stage: e, whose data are in this order, for reading; x (data NULL: none) is what the run
+ * goes on with. Only what is wanted is turned to the file's order. Takes over the name. */
 static void stage_done(const run *r, st_entry e, tensor x, layout order, char *name)
 {
     hooks *h = r->hooks;
-    bool last = h->stop_after && strcmp(name, h->stop_after) == 0;
+    bool last = h->stop_after && strcmp(name, h->stop_after) == 0, there = !r->arena->planning && e.data;
+    bool written = there && dump_wanted(h, name);
+    const pack_entry *truth = there && h->truth ? pack_find(h->truth, name) : NULL;
     h->stop_known |= last;
-    if (!r->arena->planning && e.data) {
-        dump_write(h, e);
-        check_stage(h, e, x, order);
-        if (last) remove_temporaries(), exit(hooks_end(h));     /* nothing more is wanted */
+    real *turned = NULL;
+    if ((written || truth) && order != AS_IS) {
+        uint64_t count = shape_elements(e.shape);
+        e.data = turned = allocate(count, sizeof *turned);
+        for (uint64_t i = 0; i < count; i++) turned[file_index(e.shape, order, i)] = x.data[i];
+        e.shape = file_shape(e.shape, order);
     }
+    if (written) dump_write(h, e);
+    if (truth) check_stage(h, truth, e, x, order);
+    if (there && last) remove_temporaries(), exit(hooks_end(h));        /* nothing more is wanted */
+    free(turned);
     free(name);
 }
 
@@ -2558,13 +2566,7 @@ void dump(const run *r, tensor x, layout order, const char *name, ...)
 {
     if (!r->hooks) return;
     FORMATTED(full, name);
-    shape s = tensor_shape(x);
-    uint64_t count = shape_elements(s);
-    real *turned = x.data && order != AS_IS ? allocate(count, sizeof *turned) : NULL;
-    for (uint64_t i = 0; turned && i < count; i++) turned[file_index(s, order, i)] = x.data[i];
-    stage_done(r, (st_entry){ full, sizeof(real) == 8 ? F64 : F32, file_shape(s, order), turned ? turned : x.data }, x,
-               order, full);
-    free(turned);
+    stage_done(r, (st_entry){ full, sizeof(real) == 8 ? F64 : F32, tensor_shape(x), x.data }, x, order, full);
 }
 
 /* The same for data of any type, in PyTorch's order already, which the run does not go on with. */
@@ -2792,7 +2794,7 @@ static void load(const st_tensor *t, uint64_t first, int64_t n, double *out)
     real widened[SPAN];
     const unsigned char *p = t->data + first * (uint64_t)dtype_bits[t->type] / 8;
     if (t->type == F64) {
-        for (int64_t i = 0; i < n; i++) out[i] = double_from_bits(little_endian(p + 8 * i, 8));
+        for (int64_t i = 0; i < n; i++) out[i] = bits_double(little_endian(p + 8 * i, 8));
     } else if (t->type == U8) {
         for (int64_t i = 0; i < n; i++) out[i] = p[i];
     } else if (is_integer(t->type)) {
@@ -2808,7 +2810,7 @@ static const int64_t first_bin = (1023 - 8) * OCTAVE - 1;
 
 static inline int64_t bin_of(double ulps)
 {
-    int64_t bin = (int64_t)(double_to_bits(ulps) >> 49) - first_bin;
+    int64_t bin = (int64_t)(double_bits(ulps) >> 49) - first_bin;
     bin = bin < 0 ? 0 : bin;
     return bin < BINS ? bin : BINS - 1;
 }
@@ -2819,7 +2821,7 @@ static double percentile(const tally *t, double p)
     uint64_t count = 0, seen = 0, k = 0;
     for (int i = 0; i < BINS; i++) count += t->bins[i];
     while (k < BINS - 1 && (double)(seen += t->bins[k]) < p * (double)count) k++;
-    return k == 0 ? 0 : double_from_bits((k + (uint64_t)first_bin) << 49);
+    return k == 0 ? 0 : bits_double((k + (uint64_t)first_bin) << 49);
 }
 
 /* Adds n elements a, b from `first` on; leaves d^2 and a^2 for the slices. Sums are local here, so that they can be in
@@ -2831,7 +2833,7 @@ static void tally_span(const sweep *p, tally *t, uint64_t first, int64_t n, cons
     double scale = p->scale;
     totals all = t->all;
     for (int64_t i = 0; i < n; i++) {
-        uint64_t at = first + (uint64_t)i, exponent = double_to_bits(a[i]) >> 52 & infinite;
+        uint64_t at = first + (uint64_t)i, exponent = double_bits(a[i]) >> 52 & infinite;
         double d = b[i] - a[i], x = a[i] * scale, y = b[i] * scale, e = y - x;
         bool odd = exponent == infinite, odd_too = !isfinite(b[i]);
         b[i] = golden2[i] = 0;

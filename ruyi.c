@@ -832,7 +832,7 @@ static void checkpoint_open(const job *j, struct checkpoint *k, double *work)
     char reason[REASON];
     *k = (struct checkpoint){ .path = j->checkpoint, .work = work };
     identify(j, k->identity);
-    if (access(k->path, F_OK) != 0)
+    if (!file_exists(k->path))
         return;
     k->file = safetensors_open(k->path);
     if (!checkpoint_check(k->file, k->identity, reason))
@@ -906,7 +906,8 @@ void slice_save(const run *r, tensor out)
     if (!r->checkpoint || !out.data)
         return;
     snprintf(name, sizeof name, "slice.%04" PRId64, r->checkpoint->slices - 1);
-    checkpoint_write(r->checkpoint, &(st_entry[]){ entry_of(name, out) }[0], 1, true);
+    st_entry e = entry_of(name, out);
+    checkpoint_write(r->checkpoint, &e, 1, true);
 }
 
 /* ---------------------------------------------------------------- progress
@@ -1483,9 +1484,7 @@ static demand demand_of(const run *r, const job *j, int64_t calls)
     bool whole = !r->hooks || (!r->hooks->ngiven && !r->hooks->stop_after);
     demand d = { .calls = allocate((size_t)calls, 1), .tokens = whole || stops_at(r, "clip.*"),
                  .inpaint = whole || stops_at(r, "pixels") || stops_at(r, "mask*") };
-    for (int64_t i = calls - 1; i >= 0; i--) {
-        if (i > step)
-            continue;
+    for (int64_t i = step < calls ? step : calls - 1; i >= 0; i--) {
         wanted = wanted && (remembers || !is_given(r, "step.%03d.latents", (int)i));
         d.calls[i] = wanted;
         if (!wanted || is_given(r, "step.%03d.pred", (int)i) || is_given(r, "step.%03d.out", (int)i))
@@ -2021,20 +2020,15 @@ static void fit_colours(const unsigned char *reference, const unsigned char *fra
     }
 }
 
-/* Corrects the frames of v from `first` on, in place; reference is what frame `first` should look like. drift (NULL, or
- * [frames]): how far the background was off in each. */
-static void match_colours(film *v, int64_t first, const unsigned char *reference, double *drift)
+/* Corrects the frames of v in place; reference is what the first should look like, list what was measured of them. drift
+ * (NULL, or [frames]): how far the background was off in each. */
+static void match_colours(const film *v, const looks *list, const unsigned char *reference, double *drift)
 {
     colours m = { { 1, 1, 1 }, { 0 } };
-    double off = 0, at[2] = { 0 }, move[2], w = (double)v->w, h = (double)v->h;
-    pyramid before = { 0 };
-    for (int64_t t = first; t < v->frames && v->rgb; t++) {
+    double off = 0, at[2] = { 0 }, w = (double)v->w, h = (double)v->h;
+    for (int64_t t = 0; t < v->frames; t++) {
         unsigned char *frame = frame_of(v, t);
-        pyramid p = pyramid_of(v, t);
-        if (t > first) {                /* at: how far the content has moved from its place in the reference */
-            global_shift(&before, &p, move);
-            at[0] += move[0], at[1] += move[1];
-        }
+        at[0] += list[t].move[0], at[1] += list[t].move[1];     /* where the reference's content is by now */
         fit_colours(reference, frame, v->w, v->h, (int64_t)rint(at[0]), (int64_t)rint(at[1]), &m, &off);
         for (int64_t i = 0; i < v->w * v->h * 3; i++)
             frame[i] = recolour(&m, (int)(i % 3), frame[i]);
@@ -2044,10 +2038,17 @@ static void match_colours(film *v, int64_t first, const unsigned char *reference
             reference = frame;
             at[0] = at[1] = 0;
         }
-        pyramid_free(&before);
-        before = p;
     }
-    pyramid_free(&before);
+}
+
+/* The same for frames that nothing has looked at yet; while planning there are none. */
+static void hold_colours(film v, const unsigned char *reference)
+{
+    if (!v.rgb)
+        return;
+    looks *list = look_at(&v);
+    match_colours(&v, list, reference, NULL);
+    free(list);
 }
 
 /* ---------------------------------------------------------------- clips: continuation key frames
@@ -2160,7 +2161,7 @@ static result flow_generate(const run *r, const job *j)
     result out = { .w = j->width, .h = j->height };
     out.bytes = generate(r, j, &out.frames);
     if (j->keep_colour)
-        match_colours(&(film){ out.bytes, out.frames, out.w, out.h }, 0, j->start[0].rgb, NULL);
+        hold_colours((film){ out.bytes, out.frames, out.w, out.h }, j->start[0].rgb);
     return out;
 }
 
@@ -2211,7 +2212,8 @@ static result flow_extend(const run *r, const job *j)
         take_keys(r, part, &v);
         made.rgb = generate(r, part, &made.frames);
         if (made.rgb) {
-            match_colours(&made, part->starts - 1, part->start[part->starts - 1].rgb, NULL);
+            int64_t last = part->starts - 1;        /* the key frame that the new ones are to look like */
+            hold_colours((film){ frame_of(&made, last), made.frames - last, v.w, v.h }, part->start[last].rgb);
             memcpy(frame_of(&v, v.frames), frame_of(&made, part->starts), (size_t)(made.frames - part->starts) * size);
         }
         v.frames += made.frames - part->starts;
@@ -2544,6 +2546,18 @@ static void write_result(const job *j, arena *a, output *o, const result *out)
         save_tensor(a, j->out, out);
 }
 
+/* What the hooks need of the system, and of this run. */
+static void open_hooks(const job *j)
+{
+    hooks *h = j->hooks;
+    if (h && h->dump_dir)
+        dump_check(h->dump_dir);
+    if (h && h->truth) {
+        h->judge = judge_new(j->class, j->verbose, j->json);
+        h->judged = allocate((size_t)h->truth->count, sizeof *h->judged);
+    }
+}
+
 /* Plans, opens the output, runs, writes. */
 static void run_flow(job *j, flow *f, void (*prepare)(job *j))
 {
@@ -2566,12 +2580,7 @@ static void run_flow(job *j, flow *f, void (*prepare)(job *j))
     }
     struct progress p = progress_new(j, &planned);
     arena a = arena_new(planned.bytes);
-    if (j->hooks && j->hooks->dump_dir)
-        dump_check(j->hooks->dump_dir);
-    if (j->hooks && j->hooks->truth) {
-        j->hooks->judge = judge_new(j->class, j->verbose, j->json);
-        j->hooks->judged = allocate((size_t)j->hooks->truth->count, sizeof *j->hooks->judged);
-    }
+    open_hooks(j);
     if (prepare)
         prepare(j);
     run r = run_of(j, &a);
@@ -3089,7 +3098,7 @@ static void command_measure(job *j)
         measure_likeness(&v, 0, j->start[0], &like[0], &like[1]);
     if (j->ends)
         measure_likeness(&v, v.frames - 1, j->end[0], &like[2], &like[3]);
-    match_colours(&v, 0, v.rgb, drift);      /* the last that is done with the frames: it changes them */
+    match_colours(&v, list, v.rgb, drift);      /* the last that is done with the frames: it changes them */
     for (int64_t t = 1; t < v.frames; t++)
         most = drift[t] > most ? drift[t] : most;
     double x = mean.move[0], y = mean.move[1];

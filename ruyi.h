@@ -31,6 +31,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #ifdef __FAST_MATH__
 #error "-ffast-math and -Ofast change the order of sums, which is the definition of this program's results"
@@ -332,6 +333,10 @@ typedef enum { SILU, GELU_TANH, GELU_ERF, QUICK_GELU } activation;
 void activate(tensor x, activation f);
 void add(tensor y, tensor x);                       /* y += x */
 void gate_gelu(tensor y, tensor x);                 /* y [M][D] = a * gelu_erf(b), x [M][2 D] = [a, b] */
+
+/* A double's bits, and back. */
+static inline double bits_double(uint64_t bits) { double d; memcpy(&d, &bits, sizeof d); return d; }
+static inline uint64_t double_bits(double d) { uint64_t bits; memcpy(&bits, &d, sizeof bits); return bits; }
 
 /* The project's own functions, built from + - * / sqrt fma and bit moves; double precision unless said. */
 real exp2_real(real x);

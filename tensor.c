@@ -288,8 +288,6 @@ static inline uint64_t load64(const unsigned char *p)
 
 static inline float bits_float(uint32_t bits) { float f; memcpy(&f, &bits, sizeof f); return f; }
 static inline uint32_t float_bits(float f) { uint32_t bits; memcpy(&bits, &f, sizeof bits); return bits; }
-static inline double bits_double(uint64_t bits) { double d; memcpy(&d, &bits, sizeof d); return d; }
-static inline uint64_t double_bits(double d) { uint64_t bits; memcpy(&bits, &d, sizeof bits); return bits; }
 
 /* IEEE half, sign 1 exponent 5 mantissa 10: moved into a float's fields, then multiplied by the difference of the
  * biases, which is exact and does subnormals too. An exponent of all ones stays all ones (inf, nan). */
