@@ -3309,11 +3309,12 @@ static void command_info(job *j)
  * keeps what it has opened until it ends.
  */
 
-static int run_program(int argc, char **argv);
+static int run_program(job *j, int argc, char **argv);
 
 /* Runs one case, in this process, from its folder. */
 static int check_case(const job *j, const char *folder)
 {
+    static job one;         /* static like main's, which stays as it is */
     char line[4096] = "", *argv[128] = { (char *)"ruyi" };
     char *path = text_of("%s/args", folder);
     FILE *f = fopen(path, "r");
@@ -3321,6 +3322,7 @@ static int check_case(const job *j, const char *folder)
         die(BAD_INPUT, "%s: got no case there, expected a folder with args and expected.safetensors; for another run "
             "give its command line with --check", folder);
     fclose(f);
+    free(path);
     const char *const more[] = { "-q", "--check", "expected.safetensors", j->verbose ? "-v" : NULL,
                                  j->json ? "--json" : NULL, j->class ? "--class" : NULL, j->class };
     int argc = 1;
@@ -3329,7 +3331,7 @@ static int check_case(const job *j, const char *folder)
     for (int i = 0; i < 7; i++)
         if (more[i])
             argv[argc++] = (char *)(uintptr_t)more[i];
-    return run_program(argc, argv);
+    return run_program(&one, argc, argv);
 }
 
 /* ruyi check CASE ...: the worst exit code of all. */
@@ -4043,10 +4045,8 @@ static void hold_descriptors(void)
 
 /* One command line, from options to exit code; ruyi.h has the codes. Standard output is flushed here, so that a full
  * disk is an error and not a short listing. */
-static int run_program(int argc, char **argv)
+static int run_program(job *j, int argc, char **argv)
 {
-    static job all;         /* static, so that what lives as long as the program stays reachable */
-    job *j = &all;
     *j = (job){ .resolution = 512, .frames = 120, .steps = 25, .camera = "auto", .motion = "auto", .cfg = 7, .seed = 42,
                 .scheduler = DDIM, .times = 1, .tea_start = 3, .tea_end = 1 };
     read_options(j, argc, argv);
@@ -4076,6 +4076,7 @@ static int run_program(int argc, char **argv)
 int main(int argc, char **argv)
 {
     hold_descriptors();
+    static job all;         /* static, so that what lives as long as the program stays reachable */
     catch_signals();
-    return run_program(argc, argv);
+    return run_program(&all, argc, argv);
 }
