@@ -106,48 +106,45 @@ static int read_choice(config f, const char *field, const char *otherwise, const
     return place;
 }
 
-/* Dies where a variant that is not here is switched on. All of them are off by default in their class. */
-static void refuse_true(config f, const char *field)
-{
-    if (config_bool(f, field, false))
-        config_refuse(f, field, "expected false; it is not supported");
-}
+/* Fields that choose between variants of a class of which one is here: `only` keeps to it (NULL: false does), and is the
+ * class's default. The other classes ignore the field, and so does this program: one file, made for one scheduler, has to
+ * serve all five, as the public code's --scheduler does. */
+enum { OF_EULER = 1 << EULER, OF_DPMPP = 1 << DPMPP };
+static const struct { const char *field, *only; unsigned classes; } variants[] = {
+    { "use_karras_sigmas", NULL, OF_EULER | OF_DPMPP },
+    { "use_exponential_sigmas", NULL, OF_EULER | OF_DPMPP },
+    { "use_beta_sigmas", NULL, OF_EULER | OF_DPMPP },
+    { "use_lu_lambdas", NULL, OF_DPMPP },
+    { "use_flow_sigmas", NULL, OF_DPMPP },
+    { "final_sigmas_type", "zero", OF_EULER | OF_DPMPP },
+    { "interpolation_type", "linear", OF_EULER },
+    { "timestep_type", "discrete", OF_EULER },
+    { "algorithm_type", "dpmsolver++", OF_DPMPP },
+};
 
-/* Dies where a field names a variant other than the one that is here, which is also its class's default. */
-static void refuse_other(config f, const char *field, const char *only)
-{
-    read_choice(f, field, only, &only, 1);
-}
-
-/* Dies where a field asks for a variant that is not here. Only the fields that the type's class has are looked at,
- * because diffusers ignores the others. A file made for one scheduler must serve all five, as the public code's
- * --scheduler does. */
+/* Dies where a field asks for a variant that is not here. */
 static void refuse_unsupported(config f, sched_type type)
 {
-    static const char *const remapped[] = { "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
-                                            "use_lu_lambdas", "use_flow_sigmas" };
     static const char *const midpoints[] = { "midpoint", "logrho", "bh1", "bh2" };  /* DEIS' and UniPC's count as it */
-    if (type == EULER || type == DPMPP) {
-        for (int i = 0; i < (type == DPMPP ? 5 : 3); i++)
-            refuse_true(f, remapped[i]);
-        refuse_other(f, "final_sigmas_type", "zero");
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
+        if (!(variants[i].classes >> type & 1))
+            continue;
+        if (variants[i].only)
+            read_choice(f, variants[i].field, variants[i].only, &variants[i].only, 1);
+        else if (config_bool(f, variants[i].field, false))
+            config_refuse(f, variants[i].field, "expected false; it is not supported");
     }
-    if (type == EULER) {
-        refuse_other(f, "interpolation_type", "linear");
-        refuse_other(f, "timestep_type", "discrete");
-    }
-    if (type == DPMPP) {
-        refuse_other(f, "algorithm_type", "dpmsolver++");
-        read_choice(f, "solver_type", "midpoint", midpoints, 4);
-        config_int(f, "solver_order", 2, 2, 2);
-        json clipped = config_member(f, "lambda_min_clipped");
-        if (json_kind(clipped) && !(json_number(clipped) < -1e300))
-            config_refuse(f, "lambda_min_clipped", "expected -Infinity; clipping is not supported");
-        char *variance = config_word(f, "variance_type", "none");
-        if (!strncmp(variance, "learned", 7))       /* the class would cut the output to 3 channels */
-            config_refuse(f, "variance_type", "expected null; a learned variance is not supported");
-        free(variance);
-    }
+    if (type != DPMPP)
+        return;
+    read_choice(f, "solver_type", "midpoint", midpoints, 4);
+    config_int(f, "solver_order", 2, 2, 2);
+    json clipped = config_member(f, "lambda_min_clipped");
+    if (json_kind(clipped) && !(json_number(clipped) < -1e300))
+        config_refuse(f, "lambda_min_clipped", "expected -Infinity; clipping is not supported");
+    char *variance = config_word(f, "variance_type", "none");
+    if (!strncmp(variance, "learned", 7))       /* the class would cut the output to 3 channels */
+        config_refuse(f, "variance_type", "expected null; a learned variance is not supported");
+    free(variance);
 }
 
 /* trained_betas [n] where the file gives them instead of a beta_schedule; NULL where it does not. */
@@ -175,20 +172,21 @@ sched_config sched_read(const char *folder, sched_type type)
     bool ddim = type == DDIM, leading = ddim || type == PNDM;
     bool thresholds = (ddim || type == DPMPP) && config_bool(f, "thresholding", false);
     sched_config c = {
-        .file = f, .type = type, .thresholding = thresholds,
-        .skip_prk_steps = type == PNDM && config_bool(f, "skip_prk_steps", false),
-        .dynamic_thresholding_ratio = thresholds ? config_real(f, "dynamic_thresholding_ratio", 0.995) : 0,
-        .sample_max_value = thresholds ? config_real(f, "sample_max_value", 1.0) : 1,
+        .file = f, .type = type,
         .num_train_timesteps = config_int(f, "num_train_timesteps", 1000, 2, 1000000),
-        .steps_offset = config_int(f, "steps_offset", 0, 0, 1000000),
         .beta_start = config_real(f, "beta_start", 0.0001), .beta_end = config_real(f, "beta_end", 0.02),
         .beta_schedule = beta_schedules[read_choice(f, "beta_schedule", "linear", beta_schedules, 3)],
-        .prediction_type = (prediction)read_choice(f, "prediction_type", "epsilon", predictions, 3),
-        .timestep_spacing = (spacing)read_choice(f, "timestep_spacing", leading ? "leading" : "linspace", spacings, 3),
+        .rescale_betas_zero_snr = type != PNDM && config_bool(f, "rescale_betas_zero_snr", false),
         .set_alpha_to_one = config_bool(f, "set_alpha_to_one", ddim),
+        .timestep_spacing = (spacing)read_choice(f, "timestep_spacing", leading ? "leading" : "linspace", spacings, 3),
+        .steps_offset = config_int(f, "steps_offset", 0, 0, 1000000),
+        .skip_prk_steps = type == PNDM && config_bool(f, "skip_prk_steps", false),
+        .prediction_type = (prediction)read_choice(f, "prediction_type", "epsilon", predictions, 3),
         .clip_sample = ddim && config_bool(f, "clip_sample", true),
         .clip_sample_range = config_real(f, "clip_sample_range", 1.0),
-        .rescale_betas_zero_snr = type != PNDM && config_bool(f, "rescale_betas_zero_snr", false),
+        .thresholding = thresholds,
+        .dynamic_thresholding_ratio = thresholds ? config_real(f, "dynamic_thresholding_ratio", 0.995) : 0,
+        .sample_max_value = thresholds ? config_real(f, "sample_max_value", 1.0) : 1,
     };
     c.trained_betas = read_betas(f, c.num_train_timesteps);
     refuse_unsupported(f, type);
@@ -205,7 +203,8 @@ sched_config sched_read(const char *folder, sched_type type)
 
 /* ---------------------------------------------------------------- schedulers: tables
  *
- * Four tables, built once: betas -> alphas_cumprod [num_train_timesteps], the calls' timesteps, and sigmas at those.
+ *     betas [n] -> alphas_cumprod [n] -> sigmas [calls + 1]        n: num_train_timesteps
+ *                       timesteps [calls] --^
  *
  * They are float32 in both builds and, operation by operation, torch's: the public classes hold them as float32 tensors
  * whatever the model computes in. A table in double would be another one from the eighth digit on, and so would every
@@ -230,28 +229,24 @@ static double cosine_bar(double t)
     return cosine * cosine;
 }
 
-/* betas [num_train_timesteps] by beta_schedule:
+/* betas[i]: the variance of the noise that training time i adds, by beta_schedule:
  *
+ *     (trained_betas)     the file's own list
+ *     squaredcos_cap_v2   from the cosine schedule's A, 1 - A(i+1)/A(i), at most 0.999 (betas_for_alpha_bar)
  *     linear              beta_start .. beta_end in even steps
  *     scaled_linear       their square roots in even steps, then squared: Ruyi's, as in latent diffusion
- *     squaredcos_cap_v2   from the cosine schedule's A, 1 - A(i+1)/A(i), at most 0.999 (betas_for_alpha_bar)
- *     (trained_betas)     the file's own list
  */
-static void fill_betas(const sched_config *c, float *betas)
+static float beta_at(const sched_config *c, int64_t i)
 {
     int64_t n = c->num_train_timesteps;
-    bool root = !strcmp(c->beta_schedule, "scaled_linear"), cosine = !strcmp(c->beta_schedule, "squaredcos_cap_v2");
-    float a = (float)(root ? sqrt(c->beta_start) : c->beta_start), z = (float)(root ? sqrt(c->beta_end) : c->beta_end);
-    for (int64_t i = 0; i < n; i++) {
-        float l = linspace_f32(a, z, n, i);
-        double lost = 1 - cosine_bar((double)(i + 1) / (double)n) / cosine_bar((double)i / (double)n);
-        if (c->trained_betas)
-            betas[i] = c->trained_betas[i];
-        else if (cosine)
-            betas[i] = (float)(lost < 0.999 ? lost : 0.999);
-        else
-            betas[i] = root ? l * l : l;
-    }
+    if (c->trained_betas)
+        return c->trained_betas[i];
+    if (!strcmp(c->beta_schedule, "squaredcos_cap_v2"))
+        return (float)fmin(1 - cosine_bar((double)(i + 1) / (double)n) / cosine_bar((double)i / (double)n), 0.999);
+    if (!strcmp(c->beta_schedule, "linear"))
+        return linspace_f32((float)c->beta_start, (float)c->beta_end, n, i);
+    float root = linspace_f32((float)sqrt(c->beta_start), (float)sqrt(c->beta_end), n, i);
+    return root * root;
 }
 
 /* out[t] = A_t, the running product of 1 - betas. torch.cumprod of a float32 tensor: it runs in double, each value is
@@ -278,8 +273,8 @@ static void rescale_betas(float *betas, float *products, int64_t n)
     }
 }
 
-/* timesteps[k], k = 0 .. N-1, first (noisiest) to last: which N of the n training times are visited. set_timesteps of
- * each class; the names are those of table 2 of arXiv 2305.08891. round: half to even, as numpy's.
+/* The training time of step k of N, k = 0 .. N-1 from the noisiest to the cleanest: which N of the n are visited.
+ * set_timesteps of each class; the names are those of table 2 of arXiv 2305.08891. round: half to even, as numpy's.
  *
  *     leading     (N-1-k) (n/N) + steps_offset, n/N an integer: begins below n-1, with some signal left
  *     trailing    round(n - k n/N) - 1: begins at n-1; n/N as numpy.arange has it, from its first two numbers
@@ -288,25 +283,20 @@ static void rescale_betas(float *betas, float *products, int64_t n)
  * DPM++ takes leading and linspace with N+1 points and drops the cleanest, because its last step goes to sigma = 0
  * anyway.
  */
-static void fill_timesteps(const scheduler *s, double *timesteps)
+static double step_time(const scheduler *s, int64_t k)
 {
     const sched_config *c = &s->config;
     int64_t n = c->num_train_timesteps, points = c->type == DPMPP ? s->steps + 1 : s->steps;
-    double last = (double)(n - 1), gap = points > 1 ? last / (double)(points - 1) : 0;
-    double trail = (double)n - (double)n / (double)s->steps - (double)n;
-    for (int64_t k = 0; k < s->steps; k++) {
-        int64_t up = points - 1 - k;        /* counted from the cleanest */
-        double t;
-        if (c->timestep_spacing == LEADING) {
-            t = (double)(up * (n / points) + c->steps_offset);
-        } else if (c->timestep_spacing == TRAILING) {
-            t = rint((double)n + (double)k * trail) - 1;
-        } else {
-            t = up && k == 0 ? last : (double)up * gap;     /* linspace sets its end, which up * gap may miss */
-            t = is_euler(c->type) ? (double)(float)t : rint(t);
-        }
-        timesteps[k] = t;
+    int64_t up = points - 1 - k;            /* counted from the cleanest */
+    if (c->timestep_spacing == LEADING)
+        return (double)(up * (n / points) + c->steps_offset);
+    if (c->timestep_spacing == TRAILING) {
+        double trail = (double)n - (double)n / (double)s->steps - (double)n;
+        return rint((double)n + (double)k * trail) - 1;
     }
+    double last = (double)(n - 1), gap = points > 1 ? last / (double)(points - 1) : 0;
+    double t = up && k == 0 ? last : (double)up * gap;      /* numpy sets the end, which up * gap may miss */
+    return is_euler(c->type) ? (double)(float)t : rint(t);
 }
 
 /* Training times between one step and the next, in the integer division of the public classes. */
@@ -315,40 +305,39 @@ static int64_t stride(const scheduler *s) { return s->config.num_train_timesteps
 /* PNDM calls the model more often than it steps: WARM_UP calls for the three noisiest steps; or, without a warm-up
  * (skip_prk_steps), one more for the second. */
 enum { WARM_UP = 12 };
-static int64_t pndm_calls(const sched_config *c, int64_t steps)
+static int64_t calls_of(const sched_config *c, int64_t steps)
 {
+    if (c->type != PNDM)
+        return steps;
     return c->skip_prk_steps ? steps + (steps > 1) : steps + WARM_UP - 3;
 }
 
-/* PNDM's calls: for each of the three noisiest steps b, with the next lower c and g half a stride, the four of a
- * Runge-Kutta step, b, c+g, c+g, c; then the remaining steps. Without a warm-up the steps, the second of them twice.
- * PNDMScheduler.set_timesteps. */
-static void fill_pndm(const scheduler *s, double *calls)
+/* timesteps[i], the time of call i of the model: one a step, but for PNDM. Its three noisiest steps b, with the next
+ * lower c and g half a stride, are four calls each, those of a Runge-Kutta step: b, c+g, c+g, c. Without a warm-up the
+ * second step is called twice. PNDMScheduler.set_timesteps. */
+static double call_time(const scheduler *s, int64_t i)
 {
-    double *base = allocate((size_t)s->steps, sizeof *base), half = (double)(stride(s) / 2);
-    fill_timesteps(s, base);
-    int warm_up = s->config.skip_prk_steps ? 0 : WARM_UP;
-    for (int i = 0; i < warm_up; i++)
-        calls[i] = i % 4 == 0 ? base[i / 4] : base[i / 4 + 1] + (i % 4 < 3 ? half : 0);
-    for (int64_t i = warm_up; i < s->calls; i++)
-        calls[i] = base[warm_up ? i - WARM_UP + 3 : i - (i > 1)];
-    free(base);
+    double half = (double)(stride(s) / 2);
+    if (s->config.type != PNDM)
+        return step_time(s, i);
+    if (s->config.skip_prk_steps)
+        return step_time(s, i - (i > 1));
+    if (i >= WARM_UP)
+        return step_time(s, i - WARM_UP + 3);
+    return i % 4 == 0 ? step_time(s, i / 4) : step_time(s, i / 4 + 1) + (i % 4 < 3 ? half : 0);
 }
 
-/* sigmas [calls + 1]: sqrt((1-A)/A) = beta/alpha at each timestep, 0 at the end. The table over all t is float32, one
- * rounding an operation; between two of its entries numpy.interp's line in double, then rounded. */
-static void fill_sigmas(scheduler *s)
+/* sigma = beta/alpha = sqrt((1-A)/A) at a time. The table over all times is float32, one rounding an operation; between
+ * two of its entries numpy.interp's line in double, then rounded. */
+static float sigma_at(const scheduler *s, double time)
 {
-    int64_t n = s->config.num_train_timesteps;
     const float *a = s->alphas_cumprod;
-    for (int64_t k = 0; k < s->calls; k++) {
-        double t = s->timesteps[k] < 0 ? 0 : s->timesteps[k] > (double)(n - 1) ? (double)(n - 1) : s->timesteps[k];
-        int64_t low = (int64_t)t < n - 1 ? (int64_t)t : n - 2;
-        float lower = sqrtf((1.0f - a[low]) / a[low]), upper = sqrtf((1.0f - a[low + 1]) / a[low + 1]);
-        double slope = (double)upper - (double)lower;
-        s->sigmas[k] = t == (double)(low + 1) ? upper : (float)(slope * (t - (double)low) + (double)lower);
-    }
-    s->sigmas[s->calls] = 0;
+    int64_t last = s->config.num_train_timesteps - 1;
+    double t = fmin(fmax(time, 0), (double)last);
+    int64_t low = (int64_t)t < last ? (int64_t)t : last - 1;
+    float lower = sqrtf((1.0f - a[low]) / a[low]), upper = sqrtf((1.0f - a[low + 1]) / a[low + 1]);
+    double slope = (double)upper - (double)lower;
+    return t == (double)(low + 1) ? upper : (float)(slope * (t - (double)low) + (double)lower);
 }
 
 /* A scheduler for that many steps. What its rule remembers of earlier calls (history, of the latents' shape) comes from
@@ -359,30 +348,28 @@ static void fill_sigmas(scheduler *s)
  * sqrt(sigma^2 + 1). */
 scheduler sched_new(arena *a, sched_config c, int64_t steps, shape latents)
 {
-    size_t n = (size_t)c.num_train_timesteps;
-    scheduler s = { .config = c, .steps = steps, .calls = steps, .init_noise_sigma = 1 };
-    if (c.type == PNDM)
-        s.calls = pndm_calls(&c, steps);
-    s.betas = allocate(n, sizeof *s.betas);
-    s.alphas_cumprod = allocate(n, sizeof *s.alphas_cumprod);
+    scheduler s = { .config = c, .steps = steps, .calls = calls_of(&c, steps), .init_noise_sigma = 1 };
+    int64_t n = c.num_train_timesteps, remembered = c.type == PNDM ? 5 : c.type == DPMPP ? 1 : 0;
+    double most = 0;            /* the largest sigma: the first, but for some tables that rescale_betas made */
+    s.betas = allocate((size_t)n, sizeof *s.betas);
+    s.alphas_cumprod = allocate((size_t)n, sizeof *s.alphas_cumprod);
     s.timesteps = allocate((size_t)s.calls, sizeof *s.timesteps);
-    s.sigmas = allocate((size_t)s.calls + 1, sizeof *s.sigmas);
-    fill_betas(&c, s.betas);
+    s.sigmas = allocate((size_t)s.calls + 1, sizeof *s.sigmas);     /* the last stays 0: the clean end */
+    for (int64_t i = 0; i < n; i++)
+        s.betas[i] = beta_at(&c, i);
     if (c.rescale_betas_zero_snr)
-        rescale_betas(s.betas, s.alphas_cumprod, c.num_train_timesteps);
-    running_product(s.betas, s.alphas_cumprod, c.num_train_timesteps);
+        rescale_betas(s.betas, s.alphas_cumprod, n);
+    running_product(s.betas, s.alphas_cumprod, n);
     if (c.rescale_betas_zero_snr && has_sigmas(c.type))
         s.alphas_cumprod[n - 1] = 0x1p-24f;     /* so that the largest sigma is finite */
-    (c.type == PNDM ? fill_pndm : fill_timesteps)(&s, s.timesteps);
-    if (has_sigmas(c.type))
-        fill_sigmas(&s);
-    if (is_euler(c.type)) {
-        double most = 0;        /* the first, but for some tables that rescale_betas made */
-        for (int64_t i = 0; i < s.calls; i++)
-            most = (double)s.sigmas[i] > most ? (double)s.sigmas[i] : most;
-        s.init_noise_sigma = c.timestep_spacing == LEADING ? sqrt(most * most + 1) : most;
+    for (int64_t i = 0; i < s.calls; i++) {
+        s.timesteps[i] = call_time(&s, i);
+        s.sigmas[i] = has_sigmas(c.type) ? sigma_at(&s, s.timesteps[i]) : 0;
+        most = fmax(most, (double)s.sigmas[i]);
     }
-    for (int i = 0; i < (c.type == PNDM ? 5 : c.type == DPMPP ? 1 : 0); i++)
+    if (is_euler(c.type))
+        s.init_noise_sigma = c.timestep_spacing == LEADING ? sqrt(most * most + 1) : most;
+    for (int64_t i = 0; i < remembered; i++)
         s.history[i] = tensor_new_high(a, latents);
     return s;
 }
@@ -399,9 +386,9 @@ void sched_free(scheduler *s)
 
 /* ---------------------------------------------------------------- schedulers: steps
  *
- * x is the sample, v the model's output, both of the latents' shape, taken element by element; a prime marks the next
- * timestep. Each rule turns x into x' in place. Its factors are computed in double from the float32 tables and rounded
- * to `real` once; the elements' sums are in `real`.
+ * x is the sample, v the model's output, both of the latents' shape [F][h][w][Z], taken element by element; a prime marks
+ * the next timestep. Each rule turns x into x' in place. Its factors are computed in double from the float32 tables and
+ * rounded to `real` once; the elements' sums are in `real`.
  *
  * Accuracy: against diffusers in float64, over up to 50 steps, rel-L2 within 2e-14 in the float64 build and 4e-5 in the
  * float32 build (tests/unit.c).
@@ -448,35 +435,28 @@ static real clean(const clean_rule *c, real x, real v)
     return (x0 < -c->bound ? -c->bound : x0 > c->bound ? c->bound : x0) / c->unit;
 }
 
-/* The bits of a number's magnitude, which are in its order. */
-static uint64_t magnitude(double x)
-{
-    uint64_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits & ~((uint64_t)1 << 63);
-}
-
-/* The magnitude of a clean sample that `rank` others are below, by bisection over its bits from the highest: a copy to
- * be sorted would cost memory. */
+/* The magnitude of a clean sample that `rank` others are below. Without its sign a double's bits are in the order of its
+ * value, so bisection finds them from the highest down; a copy to be sorted would cost memory. */
 static double ranked(const clean_rule *c, tensor x, tensor v, int64_t rank)
 {
     uint64_t found = 0;
-    double result;
     for (int bit = 62; bit >= 0; bit--) {
+        uint64_t limit = found | (uint64_t)1 << bit;
         int64_t below = 0;
         for (int64_t i = 0; i < tensor_count(x) && x.data; i++)
-            below += magnitude((double)clean(c, x.data[i], v.data[i])) < (found | (uint64_t)1 << bit);
+            below += double_bits(fabs((double)clean(c, x.data[i], v.data[i]))) < limit;
         if (below <= rank)
-            found |= (uint64_t)1 << bit;
+            found = limit;
     }
-    memcpy(&result, &found, sizeof result);
-    return result;
+    return bits_double(found);
 }
 
 /* Where the configuration bounds the clean samples.
  *
  * Formula   clip_sample: bound clip_sample_range.   thresholding: bound and unit s, the dynamic_thresholding_ratio's
  *           quantile of all |x0|, linear between two of them, and at least 1 and at most sample_max_value
+ * Method    strong guidance drives x0 beyond the range of training; a bound cuts it off, a unit as large brings all of
+ *           it back to -1..1
  * Source    Saharia et al., 2022, arXiv 2205.11487, section 2.3; _threshold_sample of the schedulers, torch.quantile
  */
 static void bound_clean(const scheduler *s, clean_rule *c, tensor x, tensor v)
@@ -506,8 +486,8 @@ static double alpha_at(const scheduler *s, double t)
 /* DDIM, deterministic (eta 0).
  *
  * Formula   x' = alpha' x0 + beta' e
- * Method    splits x into signal and noise as the model sees them, and mixes them anew with the next step's shares. It
- *           is exact as long as x0 and e stay the same from one step to the next.
+ * Method    splits x into signal and noise as the model sees them, and mixes them anew with the next step's shares: more
+ *           signal, less noise. It is exact as long as x0 and e stay the same from one step to the next.
  *           bound_clean bounds x0; e stays that of the unbounded x0 (use_clipped_model_output is false).
  * Source    Song, Meng, Ermon, 2020, arXiv 2010.02502, formula 12; DDIMScheduler.step
  */
@@ -668,12 +648,15 @@ static void step_pndm(scheduler *s, tensor x, tensor v)
 /* The sample of the next call, in place. noise: of the sample's shape, for Euler A alone; data NULL: none. */
 void sched_step(scheduler *s, tensor sample, tensor v, tensor noise)
 {
-    switch (s->config.type) {
-    case DDIM: step_ddim(s, sample, v); break;
-    case EULER: case EULER_A: step_euler(s, sample, v, noise); break;
-    case DPMPP: step_dpmpp(s, sample, v); break;
-    default: step_pndm(s, sample, v); break;
-    }
+    sched_type type = s->config.type;
+    if (type == DDIM)
+        step_ddim(s, sample, v);
+    else if (is_euler(type))
+        step_euler(s, sample, v, noise);
+    else if (type == DPMPP)
+        step_dpmpp(s, sample, v);
+    else
+        step_pndm(s, sample, v);
     s->index++;
 }
 
