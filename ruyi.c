@@ -1,14 +1,27 @@
-/* ruyi.c - the program: schedulers, the pipeline from pictures to frames, and the command line.
+/* ruyi.c - the program: how a picture becomes a clip, and the command line around it.
  *
- * The file goes from the parts to the whole; every function stands after those that it calls. To read it from the top
- * of the program, begin at the end: main() reads the options into a job and calls its command_...(); a command opens
- * what it needs of the model, checks it, and hands a flow_...() to run_flow(); generate() is the whole model, one line
- * a stage, and denoise() its loop.
+ * The way of the data, and its shapes: in the letters of ruyi.h, and in numbers for 24 frames of 128 x 128 from one
+ * picture by the embedded model.
  *
+ *     start and end pictures --fill_pixels, apply_mask--> pixels, masks   [T][H][W][3]           24 128 128 3
+ *       --vae_encode, sample_posterior--> inpaint: mask, masked video     [F][h][w][2 Z]         6 16 16 32
+ *     first picture --clip_encode--> tokens                               [patches][hidden_size] 16 64
+ *     seed --fresh_noise--> latents                                       [F][h][w][Z]           6 16 16 16
+ *     at every timestep:
+ *       latents, inpaint, tokens, control words --dit_forward--> out      [B][F][h][w][2 Z]      2 6 16 16 32
+ *       --guide--> pred --sched_step--> latents, a step cleaner           [F][h][w][Z]           6 16 16 16
+ *     latents --vae_decode, smooth--> video --to_bytes--> frames          [T][H][W][3]           24 128 128 3
+ *
+ * The first half of the file tells this from the top down: generate and denoise first, then a section for each stage,
+ * in the order of the story; within a section the parts come first. The second half, from `clips` on, is the program
+ * around it, and goes from the parts to the whole: there every function stands after those that it calls, and main is
+ * the last.
+ *
+ *     job          what the command line says
+ *     pipeline     pixels, mask -> latents -> steps -> video -> bytes
  *     schedulers   tables in float32, bit for bit torch's; five rules behind one sched_step
  *     checkpoint   what a killed run has computed, for the run that goes on
  *     progress     a line or a moving bar on standard error
- *     pipeline     pixels, mask -> latents -> steps -> video -> bytes
  *     clips        frames looked at: motion, colours, which ones to go on from
  *     flows        what a command computes
  *     plan         what it will take; then it is run
@@ -16,9 +29,10 @@
  *     commands     generate, extend, measure, encode, decode, clip, info, check, bench
  *     options      one table: parsing, --help and spelling advice come from it
  *
- * Every flow runs twice with the same code: first in a planning arena, whose tensors have shapes but no data, which
- * checks every shape and counts the memory; then for real, in one block of exactly that size. This is why loops here
- * say `&& x.data`, and why a run that would not fit dies before it has computed anything.
+ * main reads the options into a job and calls its command_...(); a command opens what it needs of the model, checks it,
+ * and hands a flow_...() to run_flow, which runs it twice with the same code: first in a planning arena, whose tensors
+ * have shapes but no data, which checks every shape and counts the memory; then for real, in one block of exactly that
+ * size. This is why loops here say `&& x.data`, and why a run that would not fit dies before it has computed anything.
  *
  * Mirrors: predict_i2v.py, ruyi/pipeline/pipeline_ruyi_inpaint.py, ruyi/utils/utils.py, ruyi/data/bucket_sampler.py of
  * the public code, and the schedulers of diffusers 0.31.
@@ -32,14 +46,524 @@
 #include <limits.h>
 #include <math.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+/* ---------------------------------------------------------------- the job */
+
+typedef enum { GENERATE, EXTEND, MEASURE, ENCODE, DECODE, CLIP, INFO, COMPARE, CHECK, BENCH, HELP, VERSION } command;
+
+/* The limits: 5 start and 5 end pictures are the product's promise (the public code manages one end picture); encode
+ * takes a frame each; 512 latent frames are the rows of the DiT's time table. */
+enum { MAX_GIVEN = 5, MAX_PICTURES = 4096, MAX_FILES = 64, TIME_ROWS = 512, CAMERAS = 6, MOTIONS = 5 };
+static const char *const cameras[CAMERAS] = { "auto", "static", "left", "right", "up", "down" };
+static const char *const motions[MOTIONS] = { "auto", "1", "2", "3", "4" };
+
+/* A clip in memory: [frames][h][w][3], 8 bits. */
+typedef struct { unsigned char *rgb; int64_t frames, w, h; } film;
+
+/* What the command line says, and what was opened for it. After its command has opened it a job does not change; flows
+ * take it const, so that the second pass of a flow finds what the first one found. */
+typedef struct {
+    /* what is to be done, with which files */
+    command command;
+    const char *model, *out, *latents, *class;      /* class: compare's limits */
+    const char **files; int nfiles;         /* what stands beside the options */
+    bool stdin_read;
+    int code;                               /* the exit code: check's verdict */
+
+    /* the clip: what is given of it, and what it shall be */
+    image start[MAX_PICTURES], end[MAX_GIVEN];  /* after open_generate: resized to width x height */
+    int starts, ends;
+    int64_t width, height, resolution, frames;
+    const char *camera, *motion;
+    bool sized, long_clip, keep_colour;     /* sized: width and height were given, not resolution */
+
+    /* how it is sampled */
+    sched_type scheduler; int64_t steps;
+    double cfg;                             /* guidance; 1 and less: off */
+    uint64_t seed; rng rng;
+    double tea_threshold; int64_t tea_start, tea_end;   /* 0: off */
+    bool enhance; double enhance_weight; int64_t enhance_start, enhance_end;
+
+    /* what is made of the model's files */
+    const safetensors *loras[MAX_FILES]; double lora_scales[MAX_FILES]; int nloras;
+    fp8_mode fp8; dtype fp8_type;
+    vae_tiling tiling;
+    bool allow_unknown;
+
+    /* the run: what is watched, kept and told */
+    hooks *hooks;                           /* NULL: nobody looks into the run */
+    const char *filters[MAX_FILES * 16];    /* hooks point here */
+    const pack *injections[MAX_FILES];
+    const char *checkpoint, *progress, *preview;
+    uint64_t options;                       /* hash of those that decide the result */
+    bool dry_run, quiet, verbose, json;
+
+    /* other commands */
+    int64_t times, key_first, key_last; bool key;   /* extend: key: the key frames were given */
+    film earlier;                           /* extend: the clip to go on with */
+    const char *log;                        /* measure: a run's standard error */
+    const safetensors *given;               /* decode: the latents' file */
+    bool check, blank;                      /* check: info's; blank: info's picture is a stand-in */
+
+    /* the model, opened as far as the command needs it, and never closed */
+    char *path;                             /* room of inside() */
+    vae *vae; clip *clip; dit *dit; weights *embeddings; sched_config sched;
+    control rows[2];                        /* negative, positive */
+    image seen;                             /* the first picture as CLIP gets it */
+} job;
+
+/* ---------------------------------------------------------------- pipeline
+ *
+ *     x = noise
+ *     for each timestep t, noisiest first:
+ *         v_neg, v_pos = model(x, t, inpaint; negative row, positive row)
+ *         v = v_neg + cfg (v_pos - v_neg)
+ *         x = step(x, v, t)
+ *     clip = decode(x)
+ *
+ * A diffusion model has learned one thing: to say what in a noisy clip is clip and what is noise. So a clip is made by
+ * starting from nothing but noise and taking away, step by step, what the model calls noise. All of it happens in the
+ * latents of a VAE (in the published model 1/8 as large each way and 1/4 in time), which only the last stage turns into
+ * pictures.
+ *
+ * Random numbers are drawn in a fixed order, and a stage that is skipped draws none: the first generator makes the
+ * noise and, for Euler A, one more tensor before every step; the second makes the posterior's noise of the mask, then
+ * of the masked video. Both are torch's generator, of the CPU in float32, bit for bit, or of a GPU (--rng cuda).
+ */
+
+/* What sampling carries from one call of the model to the next, and what every call is told. */
+typedef struct {
+    tensor latents;             /* [F][h][w][Z] x: noise at first, clean at last */
+    tensor inpaint;             /* [F][h][w][2 Z] mask and masked video */
+    tensor tokens;              /* [patches][hidden_size] CLIP's; ndim 0: no picture */
+    dit_condition condition;    /* rows [negative, positive] of text and image tokens */
+    generator g;                /* of the first noise; Euler A goes on drawing from it */
+    scheduler s;
+    enhance eav;
+    tea_cache tea;
+    tensor tea_input;           /* [F][h][w][Z] what the call that TeaCache has stored was given */
+    int64_t tea_call;           /* that call; -1: none */
+    int64_t *computed; double *delta;       /* [calls] TeaCache's report */
+    double *fit;                /* [Z + 1][3] preview: latents to colours; NULL: none is asked for */
+} sampling;
+
+/* What is asked for, where stages are given or the run is to end early; everything, where neither is so. */
+typedef struct {
+    bool *calls;                /* [calls] of the model: what comes of them is asked for, or remembered by the rule */
+    bool inpaint, tokens;       /* some call sees mask and masked video, the picture's tokens */
+} demand;
+
+/* The stages, in the order of the story. */
+static int64_t latent_length(const job *j);                                     /* F */
+static void dump_timesteps(const run *r, const scheduler *s);
+static tensor fresh_noise(arena *a, generator *g, shape s);                     /* [F][h][w][Z] */
+static void stage(const run *r, tensor x, const weights *a, const weights *b, const char *name, ...) PRINTF(5, 6);
+static void scale_to(tensor y, tensor x, double p);                             /* y = p x */
+static demand demand_of(const run *r, const job *j, int64_t calls);
+static tensor inpaint_latents(const run *r, const job *j, shape latents);       /* pictures -> [F][h][w][2 Z] */
+static tensor clip_tokens(const run *r, const job *j);                          /* picture -> [patches][hidden_size] */
+static void check_finite(tensor x, const char *stage, const weights *first, const weights *second);
+static void denoise(const run *r, const job *j, sampling *m, const bool *asked);
+static void begin_sampling(const run *r, const job *j, sampling *m);
+static tensor predict(const run *r, const job *j, sampling *m, int64_t i);      /* model and guidance -> [F][h][w][Z] */
+static void state_save(const run *r, sampling *m);
+static void end_sampling(const run *r, sampling *m);
+static unsigned char *decode_frames(const run *r, const job *j, tensor latents, int64_t *frames);   /* [T][H][W][3] */
+/* Those who watch: previews, and the checkpoint. */
+static double *preview_fit(const run *r, const job *j);                         /* [Z + 1][3] */
+static void preview_write(const job *j, const double *fit, const scheduler *s, tensor x, tensor pred, double t);
+static st_entry entry_of(const char *name, tensor x);
+static bool restored(const run *r, st_entry e);
+static bool state_restored(const run *r, sampling *m);
+
+/* The whole model: RuyiInpaintPipeline.__call__. Returns [T][H][W][3] bytes in the arena, and T; NULL while planning.
+ * Guidance of 1 and less runs the positive row alone, in half the time. The negative row is the `n.default` control. */
+static unsigned char *generate(const run *r, const job *j, int64_t *frames)
+{
+    arena *a = r->arena;
+    int64_t scale = vae_scale(vae_settings(j->vae)), rows = j->cfg > 1 ? 2 : 1;
+    shape size = SHAPE(latent_length(j), j->height / scale, j->width / scale, vae_settings(j->vae)->latent_channels);
+    sampling m = { .s = sched_new(a, j->sched, j->steps, size) };
+    dump_timesteps(r, &m.s);
+    generator_seed(&m.g, j->rng, j->seed);
+    m.latents = fresh_noise(a, &m.g, size);
+    size_t mark = arena_mark(a);
+    stage(r, m.latents, NULL, NULL, "noise");
+    scale_to(m.latents, m.latents, m.s.init_noise_sigma);
+
+    demand asked = demand_of(r, j, m.s.calls);
+    if (asked.inpaint)
+        m.inpaint = inpaint_latents(r, j, size);
+    if (asked.tokens)
+        m.tokens = clip_tokens(r, j);
+    m.condition = dit_conditions(r, j->dit, j->rows + 2 - rows, rows, m.tokens, j->height, j->width);
+    check_finite(m.condition.text, "text", j->embeddings, dit_weights(j->dit));
+    denoise(r, j, &m, asked.calls);
+    free(asked.calls);
+    sched_free(&m.s);
+    arena_reset(a, mark);
+    return decode_frames(r, j, m.latents, frames);
+}
+
+/* The sampling loop: m->latents from noise to a clean sample, in place. asked [calls]: of the model, see demand. */
+static void denoise(const run *r, const job *j, sampling *m, const bool *asked)
+{
+    arena *a = r->arena;
+    scheduler *s = &m->s;
+    begin_sampling(r, j, m);
+    for (int64_t i = s->index; i < s->calls; i++) {
+        size_t mark = arena_mark(a);
+        tensor noise = j->scheduler == EULER_A ? fresh_noise(a, &m->g, tensor_shape(m->latents)) : (tensor){ 0 };
+        if (asked[i]) {
+            tensor v = predict(r, j, m, i);
+            sched_step(s, m->latents, v, noise);
+            stage(r, m->latents, dit_weights(j->dit), j->embeddings, "step.%03d.latents", (int)i);
+        } else {
+            given(r, m->latents, CHANNELS_FIRST, "step.%03d.latents", (int)i);
+            s->index++;
+        }
+        m->computed[i] = m->tea.computed;
+        m->delta[i] = m->tea.delta;
+        arena_reset(a, mark);
+        state_save(r, m);
+        progress(r, "denoise", i + 1, s->calls);
+    }
+    end_sampling(r, m);
+}
+
+/* ---------------------------------------------------------------- pipeline: small parts */
+
+/* Stops a run at the first stage that is not a finite number: a clip of black frames after an hour says nothing. Names
+ * the weight that is to blame, if one of the two components (either may be NULL) holds one that is not finite itself.
+ * */
+static void check_finite(tensor x, const char *stage, const weights *first, const weights *second)
+{
+    const weights *suspects[] = { first, second };
+    int64_t bad = 0, index;
+    while (bad < tensor_count(x) && (!x.data || isfinite(x.data[bad])))
+        bad++;
+    if (bad == tensor_count(x))
+        return;
+    for (int i = 0; i < 2; i++) {
+        const st_tensor *t = suspects[i] ? weights_nonfinite(suspects[i], &index) : NULL;
+        if (t)
+            die(BAD_INPUT, "%s/%s: %s: element %lld is not a finite number, which shows at %s; the file is damaged, "
+                "get it again%s", suspects[i]->folder, suspects[i]->stem, t->name, (long long)index, stage,
+                suspects[i]->fp8 ? ", or out of the range of --fp8, choose another type" : "");
+    }
+    die(BAD_INPUT, "%s: element %lld is %g, expected a finite number; an input is damaged, or a guidance or the weight "
+        "of a low-rank update too large", stage, (long long)bad, (double)x.data[bad]);
+}
+
+/* Ends a stage: x becomes what is given in its place, if anything is, is checked, and dumped in PyTorch's order. */
+static void stage(const run *r, tensor x, const weights *first, const weights *second, const char *name, ...)
+{
+    char full[64];
+    va_list list;
+    va_start(list, name);
+    vsnprintf(full, sizeof full, name, list);
+    va_end(list);
+    given(r, x, CHANNELS_FIRST, "%s", full);
+    check_finite(x, full, first, second);
+    dump(r, x, CHANNELS_FIRST, "%s", full);
+}
+
+/* y = p x + q v; y may be x or v. */
+static void blend_to(tensor y, tensor x, tensor v, double p, double q)
+{
+    real a = (real)p, b = (real)q;
+    for (int64_t i = 0; i < tensor_count(y) && y.data; i++)
+        y.data[i] = a * x.data[i] + b * v.data[i];
+}
+
+/* y = p x; y may be x. */
+static void scale_to(tensor y, tensor x, double p) { blend_to(y, x, x, p, 0); }
+
+/* Like torch's clamp, a number that is not one stays; check_finite looks before and after. */
+static void clamp(tensor x, real low, real high)
+{
+    for (int64_t i = 0; i < tensor_count(x) && x.data; i++)
+        x.data[i] = x.data[i] < low ? low : x.data[i] > high ? high : x.data[i];
+}
+
+/* Channels of one tensor [F][h][w][C] to another's [F][h][w][C'], `count` of them, from `first` to `to`. */
+static void copy_channels(tensor y, int64_t to, tensor x, int64_t first, int64_t count)
+{
+    int64_t places = y.data ? tensor_count(y) / y.dim[3] : 0;
+    for (int64_t i = 0; i < places * count; i++)
+        y.data[i / count * y.dim[3] + to + i % count] = x.data[i / count * x.dim[3] + first + i % count];
+}
+
+/* The generator's next normal numbers as a tensor [F][h][w][Z]. torch fills its tensors in the order of memory, which
+ * is (channel, frame, y, x) there. */
+static tensor fresh_noise(arena *a, generator *g, shape s)
+{
+    tensor x = tensor_new(a, s);
+    size_t mark = arena_mark(a);
+    int64_t count = tensor_count(x), z = s.dim[3], places = count / z;
+    float *noise = arena_alloc(a, (size_t)count, sizeof *noise);
+    if (noise)
+        generator_randn(g, noise, count);
+    for (int64_t i = 0; i < count && noise; i++)
+        x.data[i] = (real)noise[i % z * places + i / z];
+    arena_reset(a, mark);
+    return x;
+}
+
+/* ---------------------------------------------------------------- pipeline: what is given
+ *
+ * The DiT is an inpainting model: beside the noisy latents it sees which frames are given (the mask) and what
+ * is in them (the masked video, black where nothing is given), both as latents of the same shape, 3 Z channels in all.
+ * So start pictures, end pictures and a clip to go on with are all the same task.
+ *
+ *     frame       0       1 .. T-2        T-1
+ *     pixels      start   start, unseen   end         -1..1
+ *     mask        0       1               0           as they are into the VAE, three times side by side
+ *     masked      start   black           end         -1..1
+ */
+
+/* F: prepare_latents' formula, or what the encoder makes of the frames where pictures are encoded. The two differ for
+ * some ways of slicing; the public code then fails where it joins latents and condition. */
+static int64_t latent_length(const job *j)
+{
+    const vae_config *c = vae_settings(j->vae);
+    if (j->starts)
+        return vae_latent_frames(c, j->frames);
+    return j->frames == 1 ? 1 : j->frames / c->mini_batch_encoder * c->mini_batch_decoder;
+}
+
+/* The picture given for frame t, or NULL where the model makes the frame. End pictures are written last in the public
+ * code: where the two overlap they win. get_image_to_video_latent of utils.py. */
+static const image *picture_at(const job *j, int64_t t)
+{
+    int64_t from_end = t - (j->frames - j->ends);
+    return from_end >= 0 ? &j->end[from_end] : t < j->starts ? &j->start[t] : NULL;
+}
+
+/* The stage `pixels` [T][H][W][3] in -1..1. Frames that are not given hold the first start picture, as the public
+ * code's tiling leaves them; they are seen in the dump only. */
+static tensor fill_pixels(const run *r, const job *j)
+{
+    tensor x = tensor_new(r->arena, SHAPE(j->frames, j->height, j->width, 3));
+    int64_t size = 3 * j->width * j->height;
+    for (int64_t t = 0; t < j->frames; t++) {
+        const image *picture = picture_at(j, t), *p = picture ? picture : &j->start[0];
+        for (int64_t i = 0; i < size && x.data; i++)
+            x.data[t * size + i] = (real)p->rgb[i] / 255 * 2 - 1;
+    }
+    stage(r, x, NULL, NULL, "pixels");
+    return x;
+}
+
+/* mask [1][T][H][W], 8 bits: 0 on given frames, 1 on those to be made -> masks [T][H][W][3], 0 and 1 likewise; pixels
+ * of the same shape become black where it is 1. */
+static void apply_mask(const run *r, const job *j, tensor masks, tensor pixels)
+{
+    size_t mark = arena_mark(r->arena), size = (size_t)(j->width * j->height);
+    shape s = SHAPE(1, j->frames, j->height, j->width);
+    unsigned char *mask = arena_alloc(r->arena, (size_t)j->frames, size);
+    for (int64_t t = 0; t < j->frames && mask; t++)
+        memset(mask + (size_t)t * size, !picture_at(j, t), size);
+    given_bytes(r, mask, s, "mask");
+    dump_data(r, mask, U8, s, "mask");
+    for (int64_t i = 0; i < tensor_count(masks) && mask; i++) {
+        masks.data[i] = mask[i / 3];
+        if (mask[i / 3])
+            pixels.data[i] = -1;
+    }
+    arena_reset(r->arena, mark);
+}
+
+/* Draws a sample [F][h][w][Z] of the posterior, as the DiT takes latents.
+ *
+ * Formula   sample = (mean + exp(logvar / 2) noise) scaling_factor,    logvar clamped to -30..20
+ * Method    the encoder does not give latents but a normal distribution for each, the posterior: moments [F][h][w][2 Z]
+ *           are its mean and the logarithm of its variance. scaling_factor is meant to bring latents to a variance near
+ *           1, that of the noise they are mixed with.
+ * Source    Kingma and Welling, 2013, arXiv 1312.6114; DiagonalGaussianDistribution.sample, prepare_mask_latents
+ */
+static tensor sample_posterior(arena *a, tensor moments, generator *g, double scaling)
+{
+    int64_t z = moments.dim[3] / 2;
+    tensor x = fresh_noise(a, g, SHAPE(moments.dim[0], moments.dim[1], moments.dim[2], z));
+    for (int64_t i = 0; i < tensor_count(x) && x.data; i++) {
+        const real *m = &moments.data[i / z * 2 * z + i % z];
+        double logvar = (double)m[z];
+        real std = (real)exp_own((logvar < -30 ? -30 : logvar > 20 ? 20 : logvar) / 2);
+        x.data[i] = (*m + std * x.data[i]) * (real)scaling;
+    }
+    return x;
+}
+
+/* Mask and masked video through the VAE -> [F][h][w][2 Z]; zeros, with nothing encoded or drawn, without any picture.
+ * latents: the shape [F][h][w][Z]. __call__ and prepare_mask_latents of the pipeline.
+ *
+ * The mask is encoded too, as a video of three equal channels, and so gets the latents' frames and size whatever the
+ * VAE's slices are. Its values are 0 and 1 although pixels are in -1..1: the public mask_processor does not normalise.
+ *
+ * Two generators: the public code draws this noise from torch's global generator, which its seed does not set, so its
+ * results differ from run to run. Here it is a second generator of the same seed, mask first. Were it the first one, a
+ * picture more would change the noise that the clip starts from. */
+static tensor inpaint_latents(const run *r, const job *j, shape latents)
+{
+    static const char *const names[2] = { "mask_latents", "masked_latents" };
+    arena *a = r->arena;
+    int64_t z = latents.dim[3];
+    tensor out = tensor_new(a, SHAPE(latents.dim[0], latents.dim[1], latents.dim[2], 2 * z));
+    if (j->starts == 0)
+        tensor_fill(out, 0);
+    if (j->starts == 0 || restored(r, entry_of("inpaint", out)))
+        return out;
+    size_t mark = arena_mark(a);
+    tensor pixels = fill_pixels(r, j), masks = tensor_new(a, tensor_shape(pixels)), videos[2] = { masks, pixels };
+    apply_mask(r, j, masks, pixels);
+    generator g;
+    generator_seed(&g, j->rng, j->seed);
+    run inner = *r;
+    inner.hooks = NULL;         /* the encoder's own stages would have the same names twice */
+    for (int i = 0; i < 2; i++) {
+        size_t before = arena_mark(a);
+        tensor x;
+        if (is_given(r, "%s", names[i]))
+            x = fresh_noise(a, &g, latents);        /* drawn all the same, for the second video */
+        else
+            x = sample_posterior(a, vae_encode(&inner, j->vae, videos[i]), &g, vae_settings(j->vae)->scaling_factor);
+        stage(r, x, vae_weights(j->vae), NULL, "%s", names[i]);
+        copy_channels(out, i * z, x, 0, z);
+        arena_reset(a, before);
+    }
+    arena_reset(a, mark);
+    return out;
+}
+
+/* CLIP's tokens of the first picture [patches][hidden_size], or no tensor (ndim 0) without one. They tell the model
+ * what is shown, where the masked video tells it where. */
+static tensor clip_tokens(const run *r, const job *j)
+{
+    if (!j->starts)
+        return (tensor){ 0 };
+    tensor tokens = clip_encode(r, j->clip, j->seen);
+    check_finite(tokens, "clip.hidden", clip_weights(j->clip), NULL);
+    return tokens;
+}
+
+/* ---------------------------------------------------------------- pipeline: one call of the model */
+
+/* The picture's tokens are shown in the last 40 % of the calls only (clip_apply_ratio): what is settled first, the
+ * large shapes and their motion, follows the control words; the picture itself is in inpaint all the time. */
+static bool sees_image(const job *j, int64_t i, int64_t calls)
+{
+    return j->starts > 0 && !((double)i < (double)calls * (1 - 0.40));
+}
+
+/* The model at call i of x [F][h][w][Z] -> out [B][F][h][w][out_channels]. */
+static tensor call_model(const run *r, const job *j, const sampling *m, tensor x, int64_t i, tea_cache *tea)
+{
+    bool see_image = sees_image(j, i, m->s.calls);
+    return dit_forward(r, j->dit, &m->condition, x, m->inpaint, m->s.timesteps[i], see_image, i, tea, &m->eav);
+}
+
+/* Guidance: pred [F][h][w][Z] = neg + cfg (pos - neg), of the first Z channels of out [B][F][h][w][out_channels];
+ * without guidance (B = 1) the one row as it is.
+ *
+ * The two rows ask the model the same with and without the condition, here the control words and the picture's tokens.
+ * The difference is what the condition adds; it is taken cfg times. cfg = 1 would be the positive row: not worth two
+ * rows. Output channels beyond Z, from the model's learn_sigma, are a variance that no rule here uses.
+ * Ho and Salimans, 2022, arXiv 2207.12598. */
+static void guide(tensor pred, tensor out, double cfg)
+{
+    int64_t z = pred.dim[3], width = out.dim[4], places = pred.data ? tensor_count(pred) / z : 0;
+    real scale = (real)cfg;
+    for (int64_t i = 0; i < places; i++)
+        for (int64_t c = 0; c < z; c++) {
+            real *row = &pred.data[i * z + c], first = out.data[i * width + c];
+            *row = out.dim[0] == 1 ? first : first + scale * (out.data[(places + i) * width + c] - first);
+        }
+}
+
+/* Call i, guided: pred [F][h][w][Z], what the model says of the latents. */
+static tensor predict(const run *r, const job *j, sampling *m, int64_t i)
+{
+    tensor x = tensor_new(r->arena, tensor_shape(m->latents)), pred = tensor_new(r->arena, tensor_shape(m->latents));
+    sched_input(&m->s, x, m->latents);
+    if (!is_given(r, "step.%03d.pred", (int)i))
+        guide(pred, call_model(r, j, m, x, i, &m->tea), j->cfg);
+    if (m->tea.stored) {
+        m->tea_call = i;
+        tensor_copy(m->tea_input, x);
+    }
+    stage(r, pred, dit_weights(j->dit), j->embeddings, "step.%03d.pred", (int)i);
+    preview_write(j, m->fit, &m->s, x, pred, m->s.timesteps[i]);
+    return pred;
+}
+
+/* TeaCache's tensors of a restored state: the call that stored them, once more. The sum makes it compute and store. */
+static void rebuild_tea(const run *r, const job *j, const sampling *m)
+{
+    if (m->tea_call < 0 || m->s.index == m->s.calls)
+        return;
+    tea_cache tea = m->tea;
+    tea.count = m->tea_call % tea.steps;
+    tea.sum = INFINITY;
+    size_t mark = arena_mark(r->arena);
+    tensor_fill(tea.last, 1);
+    call_model(r, j, m, m->tea_input, m->tea_call, &tea);
+    arena_reset(r->arena, mark);
+}
+
+/* Makes ready what the loop carries besides latents, or takes up what a checkpoint has.
+ *
+ * TeaCache (Liu et al., 2024, arXiv 2411.19108; TeaCacheParameters of transformer3d.py): a call whose input has hardly
+ * changed since the last computed one adds that one's residual again instead of running the blocks. The first and the
+ * last call always compute: hence skips of at least 1. Enhance-A-Video (Luo et al., 2025, arXiv 2502.07508) makes
+ * attn1's output larger where frames attend to each other. Both decide in dit_forward. */
+static void begin_sampling(const run *r, const job *j, sampling *m)
+{
+    const dit_config *d = dit_settings(j->dit);
+    const int64_t *dim = m->latents.dim, tokens = dim[0] * (dim[1] / d->patch_size) * (dim[2] / d->patch_size);
+    m->eav = (enhance){ .enabled = j->enhance, .weight = j->enhance_weight, .skip_start = j->enhance_start,
+                        .skip_end = j->enhance_end, .steps = j->steps };
+    m->tea = (tea_cache){ .threshold = j->tea_threshold, .skip_start = j->tea_start < 1 ? 1 : j->tea_start,
+                          .skip_end = j->tea_end < 1 ? 1 : j->tea_end, .steps = j->steps };
+    m->tea_call = -1;
+    if (j->tea_threshold != 0) {
+        m->tea.last = tensor_new_high(r->arena, SHAPE(m->condition.rows * tokens, d->hidden_size));
+        m->tea.residual = tensor_new_high(r->arena, SHAPE(m->condition.rows, tokens, d->hidden_size));
+        m->tea_input = tensor_new(r->arena, tensor_shape(m->latents));
+    }
+    m->computed = allocate((size_t)m->s.calls, sizeof *m->computed);
+    m->delta = allocate((size_t)m->s.calls, sizeof *m->delta);
+    m->fit = j->preview ? preview_fit(r, j) : NULL;
+    bool resumed = state_restored(r, m);
+    progress(r, "denoise", m->s.index, m->s.calls);
+    if (resumed)
+        rebuild_tea(r, j, m);
+    else
+        state_save(r, m);
+}
+
+/* Tells what TeaCache decided at every call: whether it computed, and its polynomial's value there [calls]. */
+static void end_sampling(const run *r, sampling *m)
+{
+    if (m->tea.threshold != 0 && !r->arena->planning) {
+        dump_data(r, m->computed, I64, SHAPE(m->s.calls), "teacache.computed");
+        dump_data(r, m->delta, F64, SHAPE(m->s.calls), "teacache.delta");
+        if (r->verbosity)
+            fprintf(stderr, "teacache: %lld of %lld calls used the cache\n", (long long)m->tea.cached,
+                    (long long)m->s.calls);
+    }
+    free(m->computed);
+    free(m->delta);
+    free(m->fit);
+}
 
 /* ---------------------------------------------------------------- schedulers
  *
@@ -106,19 +630,15 @@ static int read_choice(config f, const char *field, const char *otherwise, const
     return place;
 }
 
-/* Fields that choose between variants of a class of which one is here: `only` keeps to it (NULL: false does), and is the
- * class's default. The other classes ignore the field, and so does this program: one file, made for one scheduler, has to
- * serve all five, as the public code's --scheduler does. */
-enum { OF_EULER = 1 << EULER, OF_DPMPP = 1 << DPMPP };
+/* Fields that choose between variants of a class of which one is here: `only` keeps to it (NULL: false does), and is
+ * the class's default. The other classes ignore the field, and so does this program: one file, made for one scheduler,
+ * has to serve all five, as the public code's --scheduler does. */
+enum { OF_EULER = 1 << EULER, OF_DPMPP = 1 << DPMPP, OF_BOTH = OF_EULER | OF_DPMPP };
 static const struct { const char *field, *only; unsigned classes; } variants[] = {
-    { "use_karras_sigmas", NULL, OF_EULER | OF_DPMPP },
-    { "use_exponential_sigmas", NULL, OF_EULER | OF_DPMPP },
-    { "use_beta_sigmas", NULL, OF_EULER | OF_DPMPP },
-    { "use_lu_lambdas", NULL, OF_DPMPP },
-    { "use_flow_sigmas", NULL, OF_DPMPP },
-    { "final_sigmas_type", "zero", OF_EULER | OF_DPMPP },
-    { "interpolation_type", "linear", OF_EULER },
-    { "timestep_type", "discrete", OF_EULER },
+    { "use_karras_sigmas", NULL, OF_BOTH }, { "use_exponential_sigmas", NULL, OF_BOTH },
+    { "use_beta_sigmas", NULL, OF_BOTH }, { "final_sigmas_type", "zero", OF_BOTH },
+    { "interpolation_type", "linear", OF_EULER }, { "timestep_type", "discrete", OF_EULER },
+    { "use_lu_lambdas", NULL, OF_DPMPP }, { "use_flow_sigmas", NULL, OF_DPMPP },
     { "algorithm_type", "dpmsolver++", OF_DPMPP },
 };
 
@@ -343,8 +863,8 @@ static float sigma_at(const scheduler *s, double time)
 /* A scheduler for that many steps. What its rule remembers of earlier calls (history, of the latents' shape) comes from
  * the arena's high end, because it outlives the marks of the steps. sched_free gives the tables back.
  *
- * The first noise is scaled by init_noise_sigma. Euler's x is x0 + sigma e, so noise of size sigma (the largest) is right
- * where the first timestep is the last one of training; where `leading` leaves some signal, the classes take
+ * The first noise is scaled by init_noise_sigma. Euler's x is x0 + sigma e, so noise of size sigma (the largest) is
+ * right where the first timestep is the last one of training; where `leading` leaves some signal, the classes take
  * sqrt(sigma^2 + 1). */
 scheduler sched_new(arena *a, sched_config c, int64_t steps, shape latents)
 {
@@ -384,29 +904,26 @@ void sched_free(scheduler *s)
     *s = (scheduler){ 0 };
 }
 
+/* timesteps [calls]: whole numbers, as torch's int64, but for Euler and Euler A. */
+static void dump_timesteps(const run *r, const scheduler *s)
+{
+    int64_t *whole = allocate((size_t)s->calls, sizeof *whole);
+    for (int64_t i = 0; i < s->calls; i++)
+        whole[i] = (int64_t)s->timesteps[i];
+    bool fractions = is_euler(s->config.type);
+    dump_data(r, fractions ? (const void *)s->timesteps : whole, fractions ? F64 : I64, SHAPE(s->calls), "timesteps");
+    free(whole);
+}
+
 /* ---------------------------------------------------------------- schedulers: steps
  *
- * x is the sample, v the model's output, both of the latents' shape [F][h][w][Z], taken element by element; a prime marks
- * the next timestep. Each rule turns x into x' in place. Its factors are computed in double from the float32 tables and
- * rounded to `real` once; the elements' sums are in `real`.
+ * x is the sample, v the model's output, both of the latents' shape [F][h][w][Z], taken element by element; a prime
+ * marks the next timestep. Each rule turns x into x' in place. Its factors are computed in double from the float32
+ * tables and rounded to `real` once; the elements' sums are in `real`.
  *
  * Accuracy: against diffusers in float64, over up to 50 steps, rel-L2 within 2e-14 in the float64 build and 4e-5 in the
  * float32 build (tests/unit.c).
  */
-
-/* y = p x + q v; y may be x or v. */
-static void blend_to(tensor y, tensor x, tensor v, double p, double q)
-{
-    real a = (real)p, b = (real)q;
-    for (int64_t i = 0; i < tensor_count(y) && y.data; i++)
-        y.data[i] = a * x.data[i] + b * v.data[i];
-}
-
-/* y = p x; y may be x. */
-static void scale_to(tensor y, tensor x, double p) { blend_to(y, x, x, p, 0); }
-
-/* y += part v. */
-static void add_part(tensor y, tensor v, double part) { blend_to(y, y, v, 1, part); }
 
 /* x = scale_model_input(sample) for the next call. The model knows x = alpha x0 + beta e only; Euler's sample is
  * x0 + sigma e, that is x / alpha, and alpha = 1 / sqrt(sigma^2 + 1). */
@@ -435,8 +952,8 @@ static real clean(const clean_rule *c, real x, real v)
     return (x0 < -c->bound ? -c->bound : x0 > c->bound ? c->bound : x0) / c->unit;
 }
 
-/* The magnitude of a clean sample that `rank` others are below. Without its sign a double's bits are in the order of its
- * value, so bisection finds them from the highest down; a copy to be sorted would cost memory. */
+/* The magnitude of a clean sample that `rank` others are below. Without its sign a double's bits are in the order of
+ * its value, so bisection finds them from the highest down; a copy to be sorted would cost memory. */
 static double ranked(const clean_rule *c, tensor x, tensor v, int64_t rank)
 {
     uint64_t found = 0;
@@ -486,8 +1003,8 @@ static double alpha_at(const scheduler *s, double t)
 /* DDIM, deterministic (eta 0).
  *
  * Formula   x' = alpha' x0 + beta' e
- * Method    splits x into signal and noise as the model sees them, and mixes them anew with the next step's shares: more
- *           signal, less noise. It is exact as long as x0 and e stay the same from one step to the next.
+ * Method    splits x into signal and noise as the model sees them, and mixes them anew with the next step's shares:
+ *           more signal, less noise. It is exact as long as x0 and e stay the same from one step to the next.
  *           bound_clean bounds x0; e stays that of the unbounded x0 (use_clipped_model_output is false).
  * Source    Song, Meng, Ermon, 2020, arXiv 2010.02502, formula 12; DDIMScheduler.step
  */
@@ -583,6 +1100,9 @@ static void pndm_transfer(const scheduler *s, tensor y, tensor x, double t, doub
         y.data[i] = keep * x.data[i] - c * (e_m * m.data[i] + e_x * x.data[i]);
 }
 
+/* y += part v. */
+static void add_part(tensor y, tensor v, double part) { blend_to(y, y, v, 1, part); }
+
 /* One of the four calls of a Runge-Kutta step from b to the next lower c. Every call's transfer starts from the sample
  * at b (history[3]), to half way, half way, c; the fourth goes to c along v1/6 + v2/3 + v3/3 + v4/6, which history[4]
  * gathers. PNDMScheduler.step_prk. */
@@ -600,13 +1120,11 @@ static void pndm_warm_up(scheduler *s, tensor x, tensor v)
     pndm_transfer(s, x, start, b, j == 0 ? b - half : j == 1 ? c + half : c, j == 3 ? sum : v);
 }
 
-/* Puts v in front of the three outputs remembered, history[0..2]; the oldest's memory takes it. */
+/* Puts v in front of the three outputs remembered, history[0..2]. */
 static void remember_output(scheduler *s, tensor v)
 {
-    tensor oldest = s->history[2];
-    s->history[2] = s->history[1];
-    s->history[1] = s->history[0];
-    s->history[0] = oldest;
+    tensor_copy(s->history[2], s->history[1]);
+    tensor_copy(s->history[1], s->history[0]);
     tensor_copy(s->history[0], v);
 }
 
@@ -660,61 +1178,231 @@ void sched_step(scheduler *s, tensor sample, tensor v, tensor noise)
     s->index++;
 }
 
-/* ---------------------------------------------------------------- the job */
+/* ---------------------------------------------------------------- pipeline: decoding
+ *
+ * latents -> the VAE's decoder -> video in -1..1 -> smoothed -> 0..1 -> bytes. Every clamp of the public code is here,
+ * even where it follows another, because a clamped value that is averaged is not the average that is clamped.
+ */
 
-typedef enum { GENERATE, EXTEND, MEASURE, ENCODE, DECODE, CLIP, INFO, COMPARE, CHECK, BENCH, HELP, VERSION } command;
-enum { MAX_GIVEN = 5, MAX_PICTURES = 4096, MAX_FILES = 64, TIME_ROWS = 512, CAMERAS = 6, MOTIONS = 5 };
-static const char *const cameras[CAMERAS] = { "auto", "static", "left", "right", "up", "down" };
-static const char *const motions[MOTIONS] = { "auto", "1", "2", "3", "4" };
+/* Decodes without a seam every m = mini_batch_encoder frames: video [T][H][W][3] in -1..1, in place.
+ *
+ * Method    slices are decoded one by one and do not quite meet. The frames m/2 .. T - (m - m/2), half a slice off, are
+ *           encoded (the posterior's mean) and decoded again, which puts this pass's seams in the middle of the first
+ *           one's slices; the average of both has each at half its strength.
+ *           A VAE that decodes with a cache (cache_compression_vae) knows the slice before, and is not smoothed.
+ * Source    smooth_output of the pipeline
+ */
+static void smooth(const run *r, const vae *v, tensor video)
+{
+    arena *a = r->arena;
+    const vae_config *c = vae_settings(v);
+    int64_t m = c->mini_batch_encoder, before = m / 2, count = video.dim[0] - m;
+    size_t mark = arena_mark(a);
+    if (count <= 0)
+        return;
+    int64_t back = vae_video_frames(c, vae_latent_frames(c, count));
+    if (back != count && back != 1)
+        die(BAD_INPUT, "decode: smoothing codes %lld of %lld frames again and gets %lld back; choose another --frames",
+            (long long)count, (long long)video.dim[0], (long long)back);
+    run inner = *r;
+    inner.hooks = NULL;         /* the second pass's stages have no names */
+    tensor part = tensor_part(video, before, count), moments = vae_encode(&inner, v, part);
+    tensor mean = tensor_new(a, SHAPE(moments.dim[0], moments.dim[1], moments.dim[2], c->latent_channels));
+    copy_channels(mean, 0, moments, 0, c->latent_channels);
+    tensor again = vae_decode(&inner, v, mean);
+    for (int64_t t = 0; t < count; t++)         /* torch broadcasts a single frame over all */
+        blend_to(tensor_part(part, t, 1), tensor_part(part, t, 1), tensor_part(again, back == 1 ? 0 : t, 1), 0.5, 0.5);
+    arena_reset(a, mark);
+    clamp(video, -1, 1);
+}
 
-/* The limits: 5 start and 5 end pictures are the product's promise (the public code manages one end picture); encode
- * takes a frame each; 512 latent frames are the rows of the DiT's time table. */
+/* -1..1 -> 0..1, whatever lies beyond cut off; and that to 8 bits, truncated, not rounded, as the public code's cast.
+ * */
+static void to_unit(tensor video)
+{
+    for (int64_t i = 0; i < tensor_count(video) && video.data; i++)
+        video.data[i] = video.data[i] / 2 + (real)0.5;
+    clamp(video, 0, 1);
+}
+static void to_bytes(unsigned char *bytes, tensor video)
+{
+    for (int64_t i = 0; i < tensor_count(video) && bytes; i++)
+        bytes[i] = (unsigned char)(255 * video.data[i]);
+}
 
-/* A clip in memory: [frames][h][w][3], 8 bits. */
-typedef struct { unsigned char *rgb; int64_t frames, w, h; } film;
+/* latents as the sampler leaves them [F][h][w][Z] -> 8-bit frames [T][H][W][3] in the arena, and T; NULL while
+ * planning. The latents are changed. What comes before the last stage that is given is not computed. decode_latents of
+ * the pipeline, save_videos_grid of utils.py. */
+static unsigned char *decode_frames(const run *r, const job *j, tensor latents, int64_t *frames)
+{
+    arena *a = r->arena;
+    const vae_config *c = vae_settings(j->vae);
+    int64_t scale = vae_scale(c), h = latents.dim[1] * scale, w = latents.dim[2] * scale;
+    shape size = SHAPE(vae_video_frames(c, latents.dim[0]), h, w, 3);
+    enum { LATENTS, DECODED, VIDEO, FRAMES } from = is_given(r, "frames") ? FRAMES : is_given(r, "video") ? VIDEO :
+                                                    is_given(r, "decoded") ? DECODED : LATENTS;
+    unsigned char *bytes = arena_alloc(a, (size_t)(size.dim[0] * h * w * 3), 1);
+    size_t mark = arena_mark(a);
+    tensor video;
+    if (from == LATENTS) {
+        scale_to(latents, latents, 1 / c->scaling_factor);
+        video = vae_decode(r, j->vae, latents);
+        check_finite(video, "decoded", vae_weights(j->vae), NULL);      /* clamping would hide an infinity */
+        clamp(video, -1, 1);
+    } else {
+        video = tensor_new(a, size);
+        given(r, video, CHANNELS_FIRST, "decoded");
+    }
+    if (from < VIDEO) {
+        dump(r, video, CHANNELS_FIRST, "decoded");
+        if (c->mode != SLICE_CACHE)
+            smooth(r, j->vae, video);
+        check_finite(video, "video", vae_weights(j->vae), NULL);
+        to_unit(video);
+    }
+    given(r, video, CHANNELS_FIRST, "video");
+    if (from < FRAMES) {
+        dump(r, video, CHANNELS_FIRST, "video");
+        to_bytes(bytes, video);
+    }
+    given_bytes(r, bytes, size, "frames");
+    dump_data(r, bytes, U8, size, "frames");
+    arena_reset(a, mark);
+    *frames = size.dim[0];
+    return bytes;
+}
 
-/* What the command line says, and what was opened for it. After its command has opened it a job does not change; flows
- * take it const, so that the second pass of a flow finds what the first one found. */
-typedef struct {
-    command command;
-    const char *model, *out, *latents, *class;      /* class: compare's limits */
-    image start[MAX_PICTURES], end[MAX_GIVEN];  /* after open_generate: resized to width x height */
-    int starts, ends;
-    int64_t width, height, resolution, frames, steps;
-    bool long_clip, allow_unknown, verbose, json, sized;      /* sized: width and height were given, not resolution */
-    const char *camera, *motion;
-    double cfg;                             /* guidance; 1 and less: off */
-    uint64_t seed;
-    rng rng;
-    sched_type scheduler;
-    const safetensors *loras[MAX_FILES]; double lora_scales[MAX_FILES]; int nloras;
-    fp8_mode fp8; dtype fp8_type;
-    vae_tiling tiling;
-    double tea_threshold; int64_t tea_start, tea_end;   /* 0: off */
-    bool enhance; double enhance_weight; int64_t enhance_start, enhance_end;
-    hooks *hooks;                           /* NULL: nobody looks into the run */
-    const char *filters[MAX_FILES * 16];    /* hooks point here */
-    const pack *injections[MAX_FILES];
-    int code;                               /* the exit code: check's verdict */
-    const char *checkpoint, *progress, *preview;
-    uint64_t options;                       /* hash of those that decide the result */
-    bool dry_run;
-    char *path;                             /* room of inside() */
-    const char **files; int nfiles;         /* what stands beside the options */
-    bool keep_colour;
-    const char *log;                        /* measure: a run's standard error */
-    int64_t times, key_first, key_last; bool key;   /* extend: key: the key frames were given */
-    bool quiet, check, blank;               /* check: info's; blank: info's picture is a stand-in */
-    bool stdin_read;
+/* What of the sampling a run asks for: all of it, unless --inject gives stages or --stop-after ends it early. Goes
+ * backwards from the end: a call whose latents are asked for and not given asks for those before it. Rules with a
+ * memory (DPM++, PNDM, TeaCache) need all earlier calls. */
+static demand demand_of(const run *r, const job *j, int64_t calls)
+{
+    int step = INT_MAX;
+    bool remembers = j->scheduler == DPMPP || j->scheduler == PNDM || j->tea_threshold != 0;
+    bool whole = !r->hooks || (!r->hooks->ngiven && !r->hooks->stop_after);
+    demand d = { .calls = allocate((size_t)calls, 1), .tokens = whole || stops_at(r, "clip.*"),
+                 .inpaint = whole || stops_at(r, "pixels") || stops_at(r, "mask*") };
+    bool early = !whole && (d.tokens || d.inpaint || stops_at(r, "noise"));
+    bool wanted = !early && !is_given(r, "decoded") && !is_given(r, "video") && !is_given(r, "frames");
+    stop_numbers(r, "step.%d", &step);
+    for (int64_t i = step < calls ? step : calls - 1; i >= 0; i--) {
+        wanted = wanted && (remembers || !is_given(r, "step.%03d.latents", (int)i));
+        d.calls[i] = wanted;
+        if (!wanted || is_given(r, "step.%03d.pred", (int)i) || is_given(r, "step.%03d.out", (int)i))
+            continue;
+        d.inpaint |= dit_sees_latents(r, j->dit, i);
+        d.tokens |= sees_image(j, i, calls) && !is_given(r, "step.%03d.image", (int)i);
+    }
+    return d;
+}
 
-    vae *vae; clip *clip; dit *dit;         /* opened as far as the command needs them, and never closed */
-    sched_config sched;
-    weights *embeddings;
-    control rows[2];                        /* negative, positive */
-    image seen;                             /* the first picture as CLIP gets it */
-    const safetensors *given;               /* decode: the latents' file */
-    film earlier;                           /* extend: the clip to go on with */
-} job;
+/* ---------------------------------------------------------------- pipeline: preview
+ *
+ * After each step the middle frame as the model expects it, in colours that a linear map makes of the latents: decoding
+ * one slice would take a fifteenth of a step, this takes milliseconds. The map is fitted to the VAE itself, by least
+ * squares over what its encoder makes of a picture of coloured squares: about two seconds of a 7B run.
+ */
+
+/* A picture that stands still for a slice [mini_batch_encoder][side][side][3] in -1..1: squares of one latent's size,
+ * whose colours an own small generator draws. */
+static tensor coloured_squares(arena *a, const vae_config *c)
+{
+    int64_t scale = vae_scale(c), side = (64 < c->tile_sample_min_size ? 64 : c->tile_sample_min_size) / scale * scale;
+    tensor x = tensor_new(a, SHAPE(c->mini_batch_encoder, side, side, 3));
+    for (int64_t i = 0; i < tensor_count(x) && x.data; i++) {
+        int64_t colour = i % 3, column = i / 3 % side / scale, row = i / 3 / side % side / scale;
+        uint64_t place = (uint64_t)((row * side + column) * 3 + colour), one = hash_bytes(1, &place, sizeof place);
+        x.data[i] = (real)(one >> 56) / (real)127.5 - 1;
+    }
+    return x;
+}
+
+/* Solves n equations of n unknowns with three right sides, a [n][n + 3], by elimination: its last columns become the
+ * solutions. The matrix of least squares is symmetric and positive, and needs no pivoting. */
+static void solve(double *a, int64_t n)
+{
+    int64_t width = n + 3;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t row = 0; row < n; row++) {
+            double part = a[row * width + i] / a[i * width + i];
+            for (int64_t k = i; k < width && row != i; k++)
+                a[row * width + k] -= part * a[i * width + k];
+        }
+    for (int64_t i = 0; i < 3 * n; i++)
+        a[i / 3 * width + n + i % 3] /= a[i / 3 * width + i / 3];
+}
+
+/* [Z + 1][3]: 0..255 of each colour, by latent and a constant; zeros while planning.
+ *
+ * Formula   the rows of `fit` minimise the sum over all places of |colours - (latents, 1) fit|^2:
+ *           (sum own^T own) fit = sum own^T colours,    own = (latents, 1); 1e-3 on the diagonal keeps it solvable
+ */
+static double *preview_fit(const run *r, const job *j)
+{
+    const vae_config *c = vae_settings(j->vae);
+    int64_t scale = vae_scale(c), z = c->latent_channels, n = z + 1, width = n + 3;
+    run inner = { .arena = r->arena };
+    size_t mark = arena_mark(r->arena);
+    tensor pixels = coloured_squares(r->arena, c), moments = vae_encode(&inner, j->vae, pixels);
+    double *sums = allocate((size_t)(n * width), sizeof *sums), *own = allocate((size_t)width, sizeof *own);
+    double *fit = allocate((size_t)(n * 3), sizeof *fit);
+    int64_t places = pixels.data ? tensor_count(moments) / (2 * z) : 0, across = pixels.dim[2] / scale;
+    for (int64_t i = 0; i < n; i++)
+        sums[i * width + i] = 1e-3;
+    for (int64_t i = 0; i < places; i++) {
+        const real *mean = moments.data + i * 2 * z;
+        const real *seen = pixels.data + (i / across % across * pixels.dim[2] + i % across) * scale * 3;
+        for (int64_t u = 0; u < width; u++)
+            own[u] = u < z ? (double)mean[u] * c->scaling_factor : u == z ? 1 : ((double)seen[u - n] + 1) * 127.5;
+        for (int64_t u = 0; u < n * width; u++)
+            sums[u] += own[u / width] * own[u % width];
+    }
+    solve(sums, n);
+    for (int64_t i = 0; i < n * 3; i++)
+        fit[i] = sums[i / 3 * width + n + i % 3];
+    free(sums);
+    free(own);
+    arena_reset(r->arena, mark);
+    return fit;
+}
+
+/* The clean frame [h][w][Z] that the model's output v means in x [h][w][Z] at timestep t, to be freed. */
+static real *clean_frame(const scheduler *s, const real *x, const real *v, int64_t count, double t)
+{
+    double at = alpha_at(s, t);
+    clean_rule rule = clean_rule_of(s->config.prediction_type, sqrt(at), sqrt(1 - at), 1);
+    real *out = allocate((size_t)count, sizeof *out);
+    for (int64_t i = 0; i < count; i++)
+        out[i] = clean(&rule, x[i], v[i]);
+    return out;
+}
+
+/* A frame of latents [h][w][Z] in colours, one pixel a latent. */
+static image latent_colours(const double *fit, const real *x, int64_t h, int64_t w, int64_t z)
+{
+    image out = { w, h, allocate((size_t)(h * w), 3) };
+    for (int64_t i = 0; i < h * w * 3; i++) {
+        double colour = fit[z * 3 + i % 3];
+        for (int64_t k = 0; k < z; k++)
+            colour += fit[k * 3 + i % 3] * (double)x[i / 3 * z + k];
+        out.rgb[i] = (unsigned char)(colour > 0 ? colour < 255 ? colour : 255 : 0);
+    }
+    return out;
+}
+
+/* FILE.ppm: the middle frame of the clean sample that the call's prediction means. */
+static void preview_write(const job *j, const double *fit, const scheduler *s, tensor x, tensor pred, double t)
+{
+    int64_t h = x.dim[1], w = x.dim[2], z = x.dim[3], count = h * w * z, first = x.dim[0] / 2 * count;
+    if (!j->preview || !x.data)
+        return;
+    real *frame = clean_frame(s, x.data + first, pred.data + first, count, t);
+    image small = latent_colours(fit, frame, h, w, z), large = image_resize(small, j->width, j->height);
+    ppm_write(j->preview, large);
+    free(frame);
+    free(small.rgb);
+    free(large.rgb);
+}
 
 /* ---------------------------------------------------------------- checkpoint
  *
@@ -748,7 +1436,7 @@ static volatile sig_atomic_t stop_signal, may_stop;     /* the signal that came;
  * row of one call, and finds a file that was exchanged under its name. */
 static uint64_t hash_part(uint64_t h, const weights *w, config c)
 {
-    for (int i = 0; i < w->nfiles; i++)
+    for (int i = 0; w && i < w->nfiles; i++)
         h = hash_bytes(h, w->files[i]->map, w->files[i]->size);
     return c.text ? hash_bytes(h, c.root.text, (size_t)(c.root.end - c.root.text)) : h;
 }
@@ -770,7 +1458,7 @@ static void identify(const job *j, uint64_t identity[IDENTITY])
     model = hash_part(model, clip_weights(j->clip), clip_settings(j->clip)->file);
     model = hash_part(model, dit_weights(j->dit), dit_settings(j->dit)->file);
     model = hash_part(model, j->embeddings, clip_settings(j->clip)->preprocessor);
-    model = hash_bytes(model, j->sched.file.root.text, (size_t)(j->sched.file.root.end - j->sched.file.root.text));
+    model = hash_part(model, NULL, j->sched.file);
     for (int i = 0; i < j->nloras; i++) {
         model = hash_bytes(model, j->loras[i]->map, j->loras[i]->size);
         model = hash_bytes(model, &j->lora_scales[i], sizeof j->lora_scales[i]);
@@ -798,7 +1486,7 @@ bool checkpoint_check(const safetensors *file, const uint64_t identity[IDENTITY]
     if (!t || t->type != U64 || t->count != IDENTITY)
         return snprintf(reason, REASON, "got another kind of file"), false;
     bool whole = safetensors_intact(file);
-    for (int64_t i = 0; whole && i < file->count; i++)     /* what checkpoint_write copies */
+    for (int64_t i = 0; whole && i < file->count; i++)      /* what checkpoint_write copies */
         whole = file->tensors[i].ndim <= MAX_DIMS && dtype_bits[file->tensors[i].type] >= 8;
     if (!whole)
         return snprintf(reason, REASON, "got a damaged file"), false;
@@ -819,8 +1507,8 @@ static void checkpoint_open(const job *j, struct checkpoint *k, double *work)
         return;
     k->file = safetensors_open(k->path);
     if (!checkpoint_check(k->file, k->identity, reason))
-        die(BAD_INPUT, "%s: checkpoint: %s, expected this run's; give another --checkpoint, or remove the file", k->path,
-            reason);
+        die(BAD_INPUT, "%s: checkpoint: %s, expected this run's; give another --checkpoint, or remove the file",
+            k->path, reason);
     const st_tensor *t = safetensors_find(k->file, "work");
     if (t && t->type == F64 && t->count == WORKS)
         read_elements(t, work);
@@ -864,23 +1552,27 @@ static bool restored(const run *r, st_entry e)
 {
     const struct checkpoint *k = r->checkpoint;
     const st_tensor *t = e.data && k && k->file ? safetensors_find(k->file, e.name) : NULL;
-    bool same = t && t->type == e.type && t->ndim == e.shape.ndim;
-    for (int i = 0; same && i < t->ndim; i++)
-        same = t->dim[i] == e.shape.dim[i];
+    bool same = t && t->type == e.type && t->ndim == e.shape.ndim &&
+                !memcmp(t->dim, e.shape.dim, (size_t)t->ndim * sizeof *t->dim);
     if (t && !same)
-        die(BAD_INPUT, "%s: checkpoint: %s has another shape or type than this run's; remove the file", k->path, e.name);
+        die(BAD_INPUT, "%s: checkpoint: %s has another shape or type than this run's; remove the file", k->path,
+            e.name);
     if (t)
         read_elements(t, (void *)(uintptr_t)e.data);
     return t != NULL;
 }
 
+/* The VAE's slice of that number as an entry; name: room for its name. */
+static st_entry slice_entry(char name[32], int64_t number, tensor x)
+{
+    snprintf(name, 32, "slice.%04" PRId64, number);
+    return entry_of(name, x);
+}
+
 bool slice_restored(const run *r, tensor out)
 {
     char name[32];
-    if (!r->checkpoint || !out.data)
-        return false;
-    snprintf(name, sizeof name, "slice.%04" PRId64, r->checkpoint->slices++);
-    return restored(r, entry_of(name, out));
+    return r->checkpoint && out.data && restored(r, slice_entry(name, r->checkpoint->slices++, out));
 }
 
 void slice_save(const run *r, tensor out)
@@ -888,9 +1580,51 @@ void slice_save(const run *r, tensor out)
     char name[32];
     if (!r->checkpoint || !out.data)
         return;
-    snprintf(name, sizeof name, "slice.%04" PRId64, r->checkpoint->slices - 1);
-    st_entry e = entry_of(name, out);
-    checkpoint_write(r->checkpoint, &e, 1, true);
+    st_entry slice = slice_entry(name, r->checkpoint->slices - 1, out);
+    checkpoint_write(r->checkpoint, &slice, 1, true);
+}
+
+/* What sampling carries from one call to the next, as entries; returns their number. Both of TeaCache's tensors are
+ * made again (rebuild_tea). */
+enum { STATE = 16 };
+static int state_entries(sampling *m, st_entry list[STATE])
+{
+    const st_entry all[STATE] = {
+        entry_of("latents", m->latents), entry_of("inpaint", m->inpaint), entry_of("teacache.input", m->tea_input),
+        entry_of("history.0", m->s.history[0]), entry_of("history.1", m->s.history[1]),
+        entry_of("history.2", m->s.history[2]), entry_of("history.3", m->s.history[3]),
+        entry_of("history.4", m->s.history[4]),
+        { "call", I64, SHAPE(1), &m->s.index }, { "generator", U8, SHAPE(sizeof m->g), &m->g },
+        { "teacache.count", I64, SHAPE(1), &m->tea.count }, { "teacache.cached", I64, SHAPE(1), &m->tea.cached },
+        { "teacache.sum", F64, SHAPE(1), &m->tea.sum }, { "teacache.call", I64, SHAPE(1), &m->tea_call },
+        { "teacache.computed", I64, SHAPE(m->s.calls), m->computed },
+        { "teacache.delta", F64, SHAPE(m->s.calls), m->delta },
+    };
+    int n = 0;
+    for (int i = 0; i < STATE; i++)
+        if (all[i].data)        /* not every run has every tensor */
+            list[n++] = all[i];
+    return n;
+}
+
+/* After every step: FILE has this state, and slices no more. */
+static void state_save(const run *r, sampling *m)
+{
+    st_entry list[STATE];
+    if (!r->checkpoint)
+        return;
+    checkpoint_write(r->checkpoint, list, state_entries(m, list), false);
+    r->checkpoint->slices = 0;
+}
+
+/* The state of FILE, if it has one: before the first step it holds slices only. */
+static bool state_restored(const run *r, sampling *m)
+{
+    st_entry list[STATE];
+    int n = state_entries(m, list), found = 0;
+    for (int i = 0; i < n; i++)
+        found += restored(r, list[i]);
+    return found > 0;
 }
 
 /* ---------------------------------------------------------------- progress
@@ -902,16 +1636,22 @@ void slice_save(const run *r, tensor out)
 
 struct progress {
     bool quiet, terminal;                   /* terminal: may go back to the beginning of a line */
-    double stage_start, last_line, last_json;       /* seconds */
+    double last_line, last_json;            /* seconds */
     const char *stage;                      /* under way: encode, clip, denoise, decode */
-    int64_t done;                           /* of its pieces, at the last report */
-    double stage_part;                      /* its share that was done when it began: a resumed run begins anywhere */
-    int64_t step, steps;                    /* of the denoising loop, for its blocks */
+    int64_t done, total;                    /* its pieces, at its last report */
+    double stage_start, stage_part;         /* when it began, and the share then done: a resumed run begins anywhere */
     FILE *json;                             /* NULL: none */
     const char *json_path;
     const double *rate, *planned;           /* seconds an operation of a kind takes; the operations of the run */
     double start, begun;                    /* when the run began, and what had been done then, in planned seconds */
 };
+
+/* How far a stage and the run are. */
+typedef struct {
+    int64_t done, total;        /* pieces of the stage */
+    double part, spent, left, step;     /* of the stage: 0..1, and seconds; step: of one, 0 where there is none */
+    double run_part, run_left;  /* of the run; left: negative where it cannot be told yet */
+} report_line;
 
 /* Seconds from some start; a clock that nobody sets. */
 static double now(void)
@@ -943,51 +1683,34 @@ static double work_seconds(const double rate[WORKS], const double count[WORKS])
 }
 
 /* Tenths below 100 seconds, hours:minutes:seconds above. */
-static void print_span(FILE *to, double seconds)
+static void print_span(FILE *to, double seconds, const char *after)
 {
     if (seconds < 100)
-        fprintf(to, "%.1f s", seconds);
+        fprintf(to, "%.1f s%s", seconds, after);
     else
-        fprintf(to, "%d:%02d:%02d", (int)(seconds / 3600), (int)(seconds / 60) % 60, (int)seconds % 60);
+        fprintf(to, "%d:%02d:%02d%s", (int)(seconds / 3600), (int)(seconds / 60) % 60, (int)seconds % 60, after);
 }
-
-/* part: 0..1 of thirty characters. */
-static void print_bar(double part)
-{
-    static const char full[] = "##############################", empty[] = "..............................";
-    int width = (int)sizeof full - 1, done = (int)(part * width + 0.5);
-    fprintf(stderr, "[%.*s%.*s] ", done, full, width - done, empty);
-}
-
-/* How far a stage and the run are. */
-typedef struct {
-    int64_t done, total;        /* pieces of the stage */
-    double part, spent, left, step;     /* of the stage: 0..1, and seconds; step: of one, 0 where there is none */
-    double run_part, run_left;  /* of the run; left: negative where it cannot be told yet */
-} report_line;
 
 /* What is under way, how long one step takes, how long until the end of the stage (at its end, how long it took); then
- * the run's share and time left, and the memory. */
+ * the run's share and time left, and the memory. A terminal gets a bar of thirty characters before it. */
 static void print_progress(const struct progress *p, report_line at)
 {
-    fprintf(stderr, p->terminal ? "\r\033[K%-8s" : "%-8s", p->stage);
+    static const char full[] = "##############################", empty[] = "..............................";
+    int width = (int)sizeof full - 1, bar = (int)(at.part * width + 0.5);
+    bool ends = at.done == at.total;
     if (p->terminal)
-        print_bar(at.part);
+        fprintf(stderr, "\r\033[K%-8s[%.*s%.*s] ", p->stage, bar, full, width - bar, empty);
+    else
+        fprintf(stderr, "%-8s", p->stage);
     fprintf(stderr, "%s%lld/%lld %3.0f %%  ", at.step > 0 ? "step " : "", (long long)at.done, (long long)at.total,
             100 * at.part);
-    if (at.step > 0) {
-        print_span(stderr, at.step);
-        fputs(" a step  ", stderr);
-    }
-    print_span(stderr, at.done < at.total ? at.left : at.spent);
-    fputs(at.done < at.total ? " left" : "", stderr);
-    fprintf(stderr, "  run %.0f %%", 100 * at.run_part);
-    if (at.run_left >= 0) {
-        fputs(", ", stderr);
-        print_span(stderr, at.run_left);
-        fputs(" left", stderr);
-    }
-    fprintf(stderr, ", peak %.0f MB%s", peak_memory() / 1e6, at.done < at.total && p->terminal ? "" : "\n");
+    if (at.step > 0)
+        print_span(stderr, at.step, " a step  ");
+    print_span(stderr, ends ? at.spent : at.left, ends ? "" : " left");
+    fprintf(stderr, "  run %.0f %%%s", 100 * at.run_part, at.run_left >= 0 ? ", " : "");
+    if (at.run_left >= 0)
+        print_span(stderr, at.run_left, " left");
+    fprintf(stderr, ", peak %.0f MB%s", peak_memory() / 1e6, !ends && p->terminal ? "" : "\n");
     fflush(stderr);
 }
 
@@ -1003,24 +1726,16 @@ static void json_progress(struct progress *p, const char *stage, report_line at)
             strerror(errno));
 }
 
-/* Ends a run that was asked to: what it has computed is in FILE. */
-static void stop_if_asked(const run *r)
-{
-    if (stop_signal && r->checkpoint)
-        die(SYSTEM_ERROR, "stopped by signal %d: %s; the same command goes on from there", (int)stop_signal,
-            r->checkpoint->file ? r->checkpoint->path : "nothing had been computed yet");
-}
-
-/* Where the run is, at done of total pieces of the stage; part may be a finer share of it than done / total. */
-static report_line line_of(const struct progress *p, const double work[WORKS], int64_t done, int64_t total, double part,
-                            double time)
+/* Where the run is after that much work; part: the stage's share, which may be finer than done / total. */
+static report_line line_of(const struct progress *p, const double work[WORKS], double part, double time)
 {
     double spent = time - p->stage_start, share = part - p->stage_part;
     double all = work_seconds(p->rate, p->planned), is = work_seconds(p->rate, work);
-    report_line at = { .done = done, .total = total, .part = part, .spent = spent, .run_left = -1,
-                       .left = share > 0 ? spent / share * (1 - part) : 0, .run_part = all > 0 ? fmin(is / all, 0.999) : 0 };
+    report_line at = { .done = p->done, .total = p->total, .part = part, .spent = spent,
+                       .left = share > 0 ? spent / share * (1 - part) : 0,
+                       .run_part = all > 0 ? fmin(is / all, 0.999) : 0, .run_left = -1 };
     if (!strcmp(p->stage, "denoise") && share > 0)
-        at.step = spent / (share * (double)total);
+        at.step = spent / (share * (double)p->total);
     if (is > p->begun)
         at.run_left = fmax(all - is, 0) * (time - p->start) / (is - p->begun);
     return at;
@@ -1034,31 +1749,28 @@ void progress(const run *r, const char *stage, int64_t done, int64_t total)
     struct progress *p = r->progress;
     if (!p || r->arena->planning)
         return;
-    stop_if_asked(r);
-    double time = now();
+    if (stop_signal && r->checkpoint)       /* what has been computed is in FILE */
+        die(SYSTEM_ERROR, "stopped by signal %d: %s; the same command goes on from there", (int)stop_signal,
+            r->checkpoint->file ? r->checkpoint->path : "nothing had been computed yet");
+    double time = now(), part = (double)done / (double)total;
     bool block = !strcmp(stage, "block"), denoise = !strcmp(stage, "denoise");
-    if (denoise) {
-        p->step = done;
-        p->steps = total;
-    }
     bool begins = !block && (!p->stage || strcmp(p->stage, stage) || done < p->done);
     if (begins) {
         p->stage = stage;
         p->stage_start = time;
-        p->stage_part = denoise ? (double)done / (double)total : 0;
+        p->stage_part = denoise ? part : 0;
     }
-    p->done = block ? p->done : done;
-    bool milestone = !block && (denoise || done == total), due = time - p->last_line > (p->terminal ? 0.1 : 10);
+    if (block) {
+        part = ((double)p->done + part) / (double)p->total;
+    } else {
+        p->done = done;
+        p->total = total;
+    }
     if ((begins && denoise) || (block && done == total))    /* nothing done yet; a last block: the step will say so */
         return;
-    double part = (double)done / (double)total;
-    if (block) {
-        done = p->step;
-        total = p->steps;
-        part = ((double)done + part) / (double)total;
-    }
-    report_line at = line_of(p, r->arena->work, done, total, part, time);
-    if (!p->quiet && (milestone || due)) {
+    report_line at = line_of(p, r->arena->work, part, time);
+    bool milestone = !block && (denoise || done == total);
+    if (!p->quiet && (milestone || time - p->last_line > (p->terminal ? 0.1 : 10))) {
         p->last_line = time;
         print_progress(p, at);
     }
@@ -1066,689 +1778,6 @@ void progress(const run *r, const char *stage, int64_t done, int64_t total)
         p->last_json = time;
         json_progress(p, p->stage, at);
     }
-}
-
-/* ---------------------------------------------------------------- pipeline: small parts
- *
- * Shapes on the way through generate(), by example of 24 frames of 128 x 128 and the embedded model (Z 16, patch 2):
- *
- *     pixels          [T][H][W][3]        24 128 128 3     fill_pixels: given frames, -1..1
- *     inpaint         [F][h][w][2 Z]      6 16 16 32       inpaint_latents: mask and masked video
- *     latents         [F][h][w][Z]        6 16 16 16       fresh_noise, then one step after another
- *     out             [B][F][h][w][2 Z]   2 6 16 16 32     dit_forward: negative and positive row
- *     pred            [F][h][w][Z]        6 16 16 16       guide
- *     video           [T][H][W][3]        24 128 128 3     vae_decode and smooth
- *     bytes           [T][H][W][3]        24 128 128 3     decode_frames
- *
- * Random numbers are drawn in a fixed order, and a stage that is skipped draws none: the first generator makes the
- * noise and, for Euler A, one more tensor after every call; the second makes the posterior's noise of the mask, then of
- * the masked video. Both are torch's generator, of the CPU in float32, bit for bit, or of a GPU (--rng cuda).
- */
-
-/* Stops a run at the first stage that is not a finite number: a clip of black frames after an hour says nothing. Names
- * the weight that is to blame, if one of the two components (either may be NULL) holds one that is not finite itself. */
-static void check_finite(tensor x, const char *stage, const weights *first, const weights *second)
-{
-    int64_t bad = -1, index;
-    for (int64_t i = 0; i < tensor_count(x) && x.data && bad < 0; i++)
-        if (!isfinite(x.data[i]))
-            bad = i;
-    if (bad < 0)
-        return;
-    const weights *suspects[] = { first, second };
-    for (int i = 0; i < 2; i++) {
-        const st_tensor *t = suspects[i] ? weights_nonfinite(suspects[i], &index) : NULL;
-        if (t)
-            die(BAD_INPUT, "%s/%s: %s: element %lld is not a finite number, which shows at %s; the file is damaged, get "
-                "it again%s", suspects[i]->folder, suspects[i]->stem, t->name, (long long)index, stage,
-                suspects[i]->fp8 ? ", or out of the range of --fp8, choose another type" : "");
-    }
-    die(BAD_INPUT, "%s: element %lld is %g, expected a finite number; an input is damaged, or a guidance or the weight "
-        "of a low-rank update too large", stage, (long long)bad, (double)x.data[bad]);
-}
-
-/* Ends a stage: checked, and dumped under its name, in PyTorch's order. */
-static void stage(const run *r, tensor x, const char *name, const weights *first, const weights *second)
-{
-    check_finite(x, name, first, second);
-    dump(r, x, CHANNELS_FIRST, "%s", name);
-}
-
-/* Like torch's clamp, a number that is not one stays; check_finite looks before and after. */
-static void clamp(tensor x, real low, real high)
-{
-    for (int64_t i = 0; i < tensor_count(x) && x.data; i++)
-        x.data[i] = x.data[i] < low ? low : x.data[i] > high ? high : x.data[i];
-}
-
-/* x [F][h][w][C] -> a new [F][h][w][count], its channels from `first` on. */
-static tensor channels(arena *a, tensor x, int64_t first, int64_t count)
-{
-    int64_t width = x.dim[3];
-    tensor y = tensor_new(a, SHAPE(x.dim[0], x.dim[1], x.dim[2], count));
-    for (int64_t i = 0; i < tensor_count(y) && y.data; i++)
-        y.data[i] = x.data[i / count * width + first + i % count];
-    return y;
-}
-
-/* out [F][h][w][width]: its channels from `first` on become x [F][h][w][C]. */
-static void put_channels(tensor out, tensor x, int64_t first)
-{
-    int64_t c = x.dim[3], width = out.dim[3];
-    for (int64_t i = 0; i < tensor_count(x) && x.data; i++)
-        out.data[i / c * width + first + i % c] = x.data[i];
-}
-
-/* The generator's next normal numbers as a tensor [F][h][w][Z]. torch fills its tensors in the order of memory, which
- * is (channel, frame, y, x) there. */
-static tensor fresh_noise(arena *a, generator *g, shape s)
-{
-    tensor x = tensor_new(a, s);
-    size_t mark = arena_mark(a);
-    int64_t count = tensor_count(x), z = s.dim[3], places = count / z;
-    float *noise = arena_alloc(a, (size_t)count, sizeof *noise);
-    if (noise)
-        generator_randn(g, noise, count);
-    for (int64_t i = 0; i < count && noise; i++)
-        x.data[i] = (real)noise[i % z * places + i / z];
-    arena_reset(a, mark);
-    return x;
-}
-
-/* ---------------------------------------------------------------- pipeline: what is given
- *
- * The DiT is an inpainting model: beside the noisy latents it sees which frames are given (the mask) and what
- * is in them (the masked video, black where nothing is given), both as latents of the same shape, 3 Z channels in all.
- * So start pictures, end pictures and a clip to go on with are all the same task.
- */
-
-/* The picture given for frame t, or NULL where the model makes the frame. End pictures are written last in the public
- * code: where the two overlap they win. get_image_to_video_latent of utils.py. */
-static const image *picture_at(const job *j, int64_t t)
-{
-    int64_t from_end = t - (j->frames - j->ends);
-    return from_end >= 0 ? &j->end[from_end] : t < j->starts ? &j->start[t] : NULL;
-}
-
-/* [T][H][W][3] in -1..1. Frames that are not given hold the first start picture, as the public code's tiling leaves
- * them; they are seen in the dump only. */
-static tensor fill_pixels(arena *a, const job *j)
-{
-    tensor x = tensor_new(a, SHAPE(j->frames, j->height, j->width, 3));
-    int64_t size = 3 * j->width * j->height;
-    for (int64_t t = 0; t < j->frames; t++) {
-        const image *given = picture_at(j, t), *p = given ? given : &j->start[0];
-        for (int64_t i = 0; i < size && x.data; i++)
-            x.data[t * size + i] = (real)p->rgb[i] / 255 * 2 - 1;
-    }
-    return x;
-}
-
-/* mask [1][T][H][W], 8 bits: 0 on given frames, 1 on those to be made -> masks [T][H][W][3], 0 and 1 likewise; pixels of
- * the same shape become black where it is 1. */
-static void apply_mask(const run *r, const job *j, tensor masks, tensor pixels)
-{
-    size_t mark = arena_mark(r->arena), size = (size_t)(j->width * j->height);
-    shape s = SHAPE(1, j->frames, j->height, j->width);
-    unsigned char *mask = arena_alloc(r->arena, (size_t)j->frames, size);
-    for (int64_t t = 0; t < j->frames && mask; t++)
-        memset(mask + (size_t)t * size, !picture_at(j, t), size);
-    given_bytes(r, mask, s, "mask");
-    dump_data(r, mask, U8, s, "mask");
-    for (int64_t i = 0; i < tensor_count(masks) && mask; i++) {
-        masks.data[i] = mask[i / 3];
-        if (mask[i / 3])
-            pixels.data[i] = -1;
-    }
-    arena_reset(r->arena, mark);
-}
-
-/* Draws a sample [F][h][w][Z] of the posterior, as the DiT takes latents.
- *
- * Formula   sample = (mean + exp(logvar / 2) noise) scaling_factor,    logvar clamped to -30..20
- * Method    the encoder does not give latents but a normal distribution for each, the posterior: moments [F][h][w][2 Z]
- *           are its mean and the logarithm of its variance. scaling_factor is meant to bring latents to a variance near
- *           1, that of the noise they are mixed with.
- * Source    Kingma and Welling, 2013, arXiv 1312.6114; DiagonalGaussianDistribution.sample, prepare_mask_latents
- */
-static tensor sample_posterior(arena *a, tensor moments, generator *g, double scaling)
-{
-    int64_t z = moments.dim[3] / 2;
-    tensor x = fresh_noise(a, g, SHAPE(moments.dim[0], moments.dim[1], moments.dim[2], z));
-    for (int64_t i = 0; i < tensor_count(x) && x.data; i++) {
-        const real *m = &moments.data[i / z * 2 * z + i % z];
-        double logvar = (double)m[z];
-        real std = (real)exp_own((logvar < -30 ? -30 : logvar > 20 ? 20 : logvar) / 2);
-        x.data[i] = (*m + std * x.data[i]) * (real)scaling;
-    }
-    return x;
-}
-
-/* Mask and masked video through the VAE -> [F][h][w][2 Z]; zeros, with nothing encoded or drawn, without any picture.
- * latents: the shape [F][h][w][Z]. __call__ and prepare_mask_latents of the pipeline.
- *
- * The mask is encoded too, as a video of three equal channels, and so gets the latents' frames and size whatever the
- * VAE's slices are. Its values are 0 and 1 although pixels are in -1..1: the public mask_processor does not normalise.
- *
- * Two generators: the public code draws this noise from torch's global generator, which its seed does not set, so its
- * results differ from run to run. Here it is a second generator of the same seed, mask first. Were it the first one, a
- * picture more would change the noise that the clip starts from. */
-static tensor inpaint_latents(const run *r, const job *j, shape latents)
-{
-    static const char *const names[2] = { "mask_latents", "masked_latents" };
-    arena *a = r->arena;
-    int64_t z = latents.dim[3];
-    tensor out = tensor_new(a, SHAPE(latents.dim[0], latents.dim[1], latents.dim[2], 2 * z));
-    if (j->starts == 0) {
-        tensor_fill(out, 0);
-        return out;
-    }
-    if (restored(r, entry_of("inpaint", out)))
-        return out;
-    size_t mark = arena_mark(a);
-    tensor pixels = fill_pixels(a, j), masks = tensor_new(a, tensor_shape(pixels)), videos[2] = { masks, pixels };
-    given(r, pixels, CHANNELS_FIRST, "pixels");
-    dump(r, pixels, CHANNELS_FIRST, "pixels");
-    apply_mask(r, j, masks, pixels);
-    generator g;
-    generator_seed(&g, j->rng, j->seed);
-    run inner = *r;
-    inner.hooks = NULL;         /* the encoder's own stages would have the same names twice */
-    for (int i = 0; i < 2; i++) {
-        size_t before = arena_mark(a);
-        tensor x;
-        if (is_given(r, "%s", names[i])) {
-            x = fresh_noise(a, &g, latents);        /* drawn all the same, for the second video */
-            given(r, x, CHANNELS_FIRST, "%s", names[i]);
-        } else {
-            x = sample_posterior(a, vae_encode(&inner, j->vae, videos[i]), &g, vae_settings(j->vae)->scaling_factor);
-        }
-        stage(r, x, names[i], vae_weights(j->vae), NULL);
-        put_channels(out, x, i * z);
-        arena_reset(a, before);
-    }
-    arena_reset(a, mark);
-    return out;
-}
-
-/* F: prepare_latents' formula, or what the encoder makes of the frames where pictures are encoded. The two differ for
- * some ways of slicing; the public code then fails where it joins latents and condition. */
-static int64_t latent_length(const job *j)
-{
-    const vae_config *c = vae_settings(j->vae);
-    if (j->starts)
-        return vae_latent_frames(c, j->frames);
-    return j->frames == 1 ? 1 : j->frames / c->mini_batch_encoder * c->mini_batch_decoder;
-}
-
-/* CLIP's tokens of the first picture [patches][width], or no tensor (ndim 0) without one. They tell the model what is
- * shown, where the masked video tells it where. */
-static tensor clip_tokens(const run *r, const job *j)
-{
-    if (!j->starts)
-        return (tensor){ 0 };
-    const clip_config *c = clip_settings(j->clip);
-    int64_t side = c->image_size / c->patch_size;
-    size_t mark = arena_mark(r->arena);
-    tensor tokens = tensor_new(r->arena, SHAPE(side * side, c->hidden_size));
-    if (restored(r, entry_of("clip.hidden", tokens)))
-        return tokens;
-    arena_reset(r->arena, mark);
-    tokens = clip_encode(r, j->clip, j->seen);
-    check_finite(tokens, "clip.hidden", clip_weights(j->clip), NULL);
-    return tokens;
-}
-
-/* ---------------------------------------------------------------- pipeline: decoding
- *
- * latents -> the VAE's decoder -> video in -1..1 -> smoothed -> 0..1 -> bytes. Every clamp of the public code is here,
- * even where it follows another, because a clamped value that is averaged is not the average that is clamped.
- */
-
-/* Decodes without a seam every m = mini_batch_encoder frames: video [T][H][W][3] in -1..1, in place.
- *
- * Method    slices are decoded one by one and do not quite meet. The frames m/2 .. T - (m - m/2), half a slice off, are
- *           encoded (the posterior's mean) and decoded again, which puts this pass's seams in the middle of the first
- *           one's slices; the average of both has each at half its strength.
- *           A VAE that decodes with a cache (cache_compression_vae) knows the slice before, and is not smoothed.
- * Source    smooth_output of the pipeline
- */
-static void smooth(const run *r, const vae *v, tensor video)
-{
-    arena *a = r->arena;
-    const vae_config *c = vae_settings(v);
-    int64_t m = c->mini_batch_encoder, before = m / 2, count = video.dim[0] - m;
-    size_t mark = arena_mark(a);
-    if (count <= 0)
-        return;
-    int64_t back = vae_video_frames(c, vae_latent_frames(c, count));
-    if (back != count && back != 1)
-        die(BAD_INPUT, "decode: smoothing codes %lld of %lld frames again and gets %lld back; choose another --frames",
-            (long long)count, (long long)video.dim[0], (long long)back);
-    run inner = *r;
-    inner.hooks = NULL;         /* the second pass's stages have no names */
-    tensor part = tensor_part(video, before, count), moments = vae_encode(&inner, v, part);
-    tensor again = vae_decode(&inner, v, channels(a, moments, 0, c->latent_channels));
-    for (int64_t t = 0; t < count; t++)         /* torch broadcasts a single frame over all */
-        blend_to(tensor_part(part, t, 1), tensor_part(part, t, 1), tensor_part(again, back == 1 ? 0 : t, 1), 0.5, 0.5);
-    arena_reset(a, mark);
-    clamp(video, -1, 1);
-}
-
-/* latents as the sampler leaves them [F][h][w][Z] -> [T][H][W][3] in -1..1; the latents are changed. decode_latents of
- * the pipeline. */
-static tensor decode_video(const run *r, const job *j, tensor latents, shape size)
-{
-    const vae_config *c = vae_settings(j->vae);
-    if (is_given(r, "decoded") || is_given(r, "video") || is_given(r, "frames")) {
-        tensor video = tensor_new(r->arena, size);
-        given(r, video, CHANNELS_FIRST, "decoded");
-        return video;
-    }
-    scale_to(latents, latents, 1 / c->scaling_factor);
-    tensor video = vae_decode(r, j->vae, latents);
-    check_finite(video, "decoded", vae_weights(j->vae), NULL);    /* before clamping, which would hide an infinity */
-    clamp(video, -1, 1);
-    return video;
-}
-
-/* -1..1 -> 0..1, whatever lies beyond cut off; and that to 8 bits, truncated, not rounded, as the public code's cast. */
-static void to_unit(tensor video)
-{
-    for (int64_t i = 0; i < tensor_count(video) && video.data; i++)
-        video.data[i] = video.data[i] / 2 + (real)0.5;
-    clamp(video, 0, 1);
-}
-static void to_bytes(unsigned char *bytes, tensor video)
-{
-    for (int64_t i = 0; i < tensor_count(video) && bytes; i++)
-        bytes[i] = (unsigned char)(255 * video.data[i]);
-}
-
-/* latents as the sampler leaves them -> 8-bit frames [T][H][W][3] in the arena, and T; NULL while planning. The latents
- * are changed. save_videos_grid of utils.py. */
-static unsigned char *decode_frames(const run *r, const job *j, tensor latents, int64_t *frames)
-{
-    arena *a = r->arena;
-    const vae_config *c = vae_settings(j->vae);
-    *frames = vae_video_frames(c, latents.dim[0]);
-    int64_t scale = vae_scale(c), h = latents.dim[1] * scale, w = latents.dim[2] * scale;
-    shape size = SHAPE(*frames, h, w, 3);
-    unsigned char *bytes = arena_alloc(a, (size_t)(*frames * h * w * 3), 1);
-    size_t mark = arena_mark(a);
-    tensor video = decode_video(r, j, latents, size);
-    if (!given(r, video, CHANNELS_FIRST, "video") && !is_given(r, "frames")) {
-        dump(r, video, CHANNELS_FIRST, "decoded");
-        if (c->mode != SLICE_CACHE)
-            smooth(r, j->vae, video);
-        check_finite(video, "video", vae_weights(j->vae), NULL);
-        to_unit(video);
-    }
-    if (!given_bytes(r, bytes, size, "frames")) {
-        dump(r, video, CHANNELS_FIRST, "video");
-        to_bytes(bytes, video);
-    }
-    dump_data(r, bytes, U8, size, "frames");
-    arena_reset(a, mark);
-    return bytes;
-}
-
-/* ---------------------------------------------------------------- pipeline: generate
- *
- *     x = noise
- *     for each timestep t, noisiest first:
- *         v_neg, v_pos = model(x, t, inpaint; negative row, positive row)
- *         v = v_neg + cfg (v_pos - v_neg)
- *         x = step(x, v, t)
- *     clip = decode(x)
- */
-
-/* Guidance: pred [F][h][w][Z] = neg + cfg (pos - neg), of the first Z channels of out [B][F][h][w][out_channels];
- * without guidance (B = 1) the one row as it is.
- *
- * The two rows ask the model the same with and without the condition, here the control words and the picture's tokens.
- * The difference is what the condition adds; it is taken cfg times. cfg = 1 would be the positive row: not worth two
- * rows. Output channels beyond Z, from the model's learn_sigma, are a variance that no rule here uses.
- * Ho and Salimans, 2022, arXiv 2207.12598. */
-static void guide(tensor pred, tensor out, double cfg)
-{
-    int64_t z = pred.dim[3], width = out.dim[4], places = pred.data ? tensor_count(pred) / z : 0;
-    real scale = (real)cfg;
-    for (int64_t i = 0; i < places; i++)
-        for (int64_t c = 0; c < z; c++) {
-            real *row = &pred.data[i * z + c], first = out.data[i * width + c];
-            *row = out.dim[0] == 1 ? first : first + scale * (out.data[(places + i) * width + c] - first);
-        }
-}
-
-/* timesteps [calls]: whole numbers, as torch's int64, but for Euler and Euler A. */
-static void dump_timesteps(const run *r, const scheduler *s)
-{
-    int64_t *whole = allocate((size_t)s->calls, sizeof *whole);
-    for (int64_t i = 0; i < s->calls; i++)
-        whole[i] = (int64_t)s->timesteps[i];
-    bool real_numbers = is_euler(s->config.type);
-    dump_data(r, real_numbers ? (const void *)s->timesteps : whole, real_numbers ? F64 : I64, SHAPE(s->calls),
-              "timesteps");
-    free(whole);
-}
-
-/* Ends one of the stages of call i: stage(), under the name step.NNN.NAME, which x becomes where it is given. */
-static void step_stage(const run *r, tensor x, int64_t i, const char *name, const job *j)
-{
-    char full[64];
-    snprintf(full, sizeof full, "step.%03d.%s", (int)i, name);
-    given(r, x, CHANNELS_FIRST, "%s", full);
-    stage(r, x, full, dit_weights(j->dit), j->embeddings);
-}
-
-/* What is asked for, where stages are given or the run is to end early; everything, where neither is so. */
-typedef struct {
-    bool *calls;                /* of the model: the latents after them are asked for, or remembered by the rule */
-    bool inpaint, tokens;       /* some call sees mask and masked video, the picture's tokens */
-} demand;
-
-/* The picture's tokens are shown in the last 40 % of the calls only (clip_apply_ratio): what is settled first, the large
- * shapes and their motion, follows the control words; the picture itself is in inpaint all the time. */
-static bool sees_image(const job *j, int64_t i, int64_t calls)
-{
-    return j->starts > 0 && !((double)i < (double)calls * (1 - 0.40));
-}
-
-/* Backwards from the end: a call whose latents are asked for and not given asks for those before it. Rules with a memory
- * (DPM++, PNDM, TeaCache) need all earlier calls. */
-static demand demand_of(const run *r, const job *j, int64_t calls)
-{
-    int step = INT_MAX;
-    bool remembers = j->scheduler == DPMPP || j->scheduler == PNDM || j->tea_threshold != 0;
-    bool early = stops_at(r, "pixels") || stops_at(r, "mask*") || stops_at(r, "clip.*") || stops_at(r, "noise");
-    bool wanted = !early && !is_given(r, "decoded") && !is_given(r, "video") && !is_given(r, "frames");
-    stop_numbers(r, "step.%d", &step);
-    bool whole = !r->hooks || (!r->hooks->ngiven && !r->hooks->stop_after);
-    demand d = { .calls = allocate((size_t)calls, 1), .tokens = whole || stops_at(r, "clip.*"),
-                 .inpaint = whole || stops_at(r, "pixels") || stops_at(r, "mask*") };
-    for (int64_t i = step < calls ? step : calls - 1; i >= 0; i--) {
-        wanted = wanted && (remembers || !is_given(r, "step.%03d.latents", (int)i));
-        d.calls[i] = wanted;
-        if (!wanted || is_given(r, "step.%03d.pred", (int)i) || is_given(r, "step.%03d.out", (int)i))
-            continue;
-        d.inpaint |= dit_sees_latents(r, j->dit, i);
-        d.tokens |= sees_image(j, i, calls) && !is_given(r, "step.%03d.image", (int)i);
-    }
-    return d;
-}
-
-/* TeaCache for that many tokens: a call whose input has hardly changed since the last computed one adds that one's
- * residual again instead of running the blocks. The first and the last call always compute: hence skips of at least 1.
- * The decision is dit_forward's. Liu et al., 2024, arXiv 2411.19108; TeaCacheParameters of transformer3d.py. */
-static tea_cache new_tea(arena *a, const job *j, int64_t rows, int64_t tokens)
-{
-    tea_cache t = { .threshold = j->tea_threshold, .skip_start = j->tea_start < 1 ? 1 : j->tea_start,
-                    .skip_end = j->tea_end < 1 ? 1 : j->tea_end, .steps = j->steps };
-    if (t.threshold == 0)
-        return t;
-    int64_t d = dit_settings(j->dit)->hidden_size;
-    t.last = tensor_new_high(a, SHAPE(rows * tokens, d));
-    t.residual = tensor_new_high(a, SHAPE(rows, tokens, d));
-    return t;
-}
-
-/* What TeaCache decided at every call: whether it computed, and its polynomial's value there [calls]. */
-static void report_tea(const run *r, const tea_cache *t, const int64_t *computed, const double *delta, int64_t calls)
-{
-    if (t->threshold == 0 || r->arena->planning)
-        return;
-    dump_data(r, computed, I64, SHAPE(calls), "teacache.computed");
-    dump_data(r, delta, F64, SHAPE(calls), "teacache.delta");
-    if (r->verbosity)
-        fprintf(stderr, "teacache: %lld of %lld calls used the cache\n", (long long)t->cached, (long long)calls);
-}
-
-/* ---------------------------------------------------------------- pipeline: preview
- *
- * After each step the middle frame as the model expects it, in colours that a linear map makes of the latents: decoding
- * one slice would take a fifteenth of a step, this takes milliseconds. The map is fitted to the VAE itself, by least
- * squares over what its encoder makes of a picture of coloured squares: about two seconds of a 7B run.
- */
-
-/* Solves a x = b by elimination, a [n][n] symmetric and positive, b [n][3]; x takes the place of b. */
-static void solve(double *a, double *b, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t row = 0; row < n; row++) {
-            double part = a[row * n + i] / a[i * n + i];
-            for (int64_t k = i; k < n && row != i; k++)
-                a[row * n + k] -= part * a[i * n + k];
-            for (int c = 0; c < 3 && row != i; c++)
-                b[row * 3 + c] -= part * b[i * 3 + c];
-        }
-    for (int64_t i = 0; i < 3 * n; i++)
-        b[i] /= a[i / 3 * n + i / 3];
-}
-
-/* [Z + 1][3]: 0..255 of each colour, by latent and a constant; NULL while planning. The picture stands still for a slice:
- * squares of one latent's size, whose colours an own small generator draws. */
-static double *preview_fit(const run *r, const job *j)
-{
-    arena *a = r->arena;
-    const vae_config *c = vae_settings(j->vae);
-    int64_t scale = vae_scale(c), z = c->latent_channels, n = z + 1;
-    int64_t side = (64 < c->tile_sample_min_size ? 64 : c->tile_sample_min_size) / scale * scale;
-    size_t mark = arena_mark(a);
-    run inner = *r;
-    inner.hooks = NULL;
-    inner.progress = NULL;
-    inner.checkpoint = NULL;
-    tensor pixels = tensor_new(a, SHAPE(c->mini_batch_encoder, side, side, 3));
-    for (int64_t i = 0; i < tensor_count(pixels) && pixels.data; i++) {
-        int64_t colour = i % 3, x = i / 3 % side / scale, y = i / 3 / side % side / scale;
-        uint64_t place = (uint64_t)((y * side + x) * 3 + colour), one = hash_bytes(1, &place, sizeof place);
-        pixels.data[i] = (real)(one >> 56) / (real)127.5 - 1;
-    }
-    tensor moments = vae_encode(&inner, j->vae, pixels);
-    double *square = allocate((size_t)(n * n), sizeof *square), *fit = allocate((size_t)(n * 3), sizeof *fit);
-    for (int64_t i = 0; i < n; i++)
-        square[i * n + i] = 1e-3;
-    int64_t places = pixels.data ? tensor_count(moments) / (2 * z) : 0, width = side / scale;
-    for (int64_t i = 0; i < places; i++) {
-        const real *mean = moments.data + i * 2 * z;
-        const real *seen = pixels.data + (i / width % width * side + i % width) * scale * 3;
-        for (int64_t u = 0; u < n; u++) {
-            double own = u < z ? (double)mean[u] * c->scaling_factor : 1;
-            for (int64_t v = 0; v < n; v++)
-                square[u * n + v] += own * (v < z ? (double)mean[v] * c->scaling_factor : 1);
-            for (int k = 0; k < 3; k++)
-                fit[u * 3 + k] += own * ((double)seen[k] + 1) * 127.5;
-        }
-    }
-    solve(square, fit, n);
-    free(square);
-    arena_reset(a, mark);
-    return fit;
-}
-
-/* FILE.ppm: of the clean sample that the call's prediction means, the middle frame. */
-static void preview_write(const job *j, const double *fit, const scheduler *s, tensor x, tensor pred, double t)
-{
-    int64_t h = x.dim[1], w = x.dim[2], z = x.dim[3], first = x.dim[0] / 2 * h * w * z;
-    if (!j->preview || !x.data)
-        return;
-    double at = alpha_at(s, t);
-    clean_rule rule = clean_rule_of(s->config.prediction_type, sqrt(at), sqrt(1 - at), 1);
-    image small = { w, h, allocate((size_t)(h * w), 3) };
-    for (int64_t i = 0; i < h * w * 3; i++) {
-        double colour = fit[z * 3 + i % 3];
-        for (int64_t k = 0, place = first + i / 3 * z; k < z; k++)
-            colour += fit[k * 3 + i % 3] * (double)clean(&rule, x.data[place + k], pred.data[place + k]);
-        small.rgb[i] = (unsigned char)(colour > 0 ? colour < 255 ? colour : 255 : 0);
-    }
-    image large = image_resize(small, j->width, j->height);
-    ppm_write(j->preview, large);
-    free(small.rgb);
-    free(large.rgb);
-}
-
-/* ---------------------------------------------------------------- pipeline: denoise */
-
-/* What one call of the model leaves for the next. */
-typedef struct {
-    tensor latents, inpaint;    /* [F][h][w][Z], [F][h][w][2 Z] */
-    tensor tokens;              /* CLIP's [patches][width], or none */
-    generator g;                /* of the first noise; Euler A goes on drawing from it */
-    scheduler s;
-    tea_cache tea;
-    tensor tea_input;           /* what the call that TeaCache has stored was given [F][h][w][Z] */
-    int64_t tea_call;           /* that call; -1: none */
-    int64_t *computed; double *delta;       /* TeaCache's report [calls] */
-} sampling;
-
-/* All of it for a checkpoint, and the same list back. Both tensors of TeaCache are made again (rebuild_tea). */
-static int sampling_entries(sampling *m, st_entry list[17])
-{
-    static const char *const names[] = { "latents", "inpaint", "clip.hidden", "teacache.input", "history.0", "history.1",
-                                         "history.2", "history.3", "history.4" };
-    const tensor tensors[] = { m->latents, m->inpaint, m->tokens, m->tea_input, m->s.history[0], m->s.history[1],
-                               m->s.history[2], m->s.history[3], m->s.history[4] };
-    const st_entry numbers[] = {
-        { "call", I64, SHAPE(1), &m->s.index },
-        { "generator", U8, SHAPE(sizeof m->g), &m->g },
-        { "teacache.count", I64, SHAPE(1), &m->tea.count },
-        { "teacache.cached", I64, SHAPE(1), &m->tea.cached },
-        { "teacache.sum", F64, SHAPE(1), &m->tea.sum },
-        { "teacache.call", I64, SHAPE(1), &m->tea_call },
-        { "teacache.computed", I64, SHAPE(m->s.calls), m->computed },
-        { "teacache.delta", F64, SHAPE(m->s.calls), m->delta },
-    };
-    int n = 0;
-    for (int i = 0; i < 9; i++)
-        if (tensors[i].data)
-            list[n++] = entry_of(names[i], tensors[i]);
-    memcpy(list + n, numbers, sizeof numbers);
-    return n + 8;
-}
-
-/* After every step: FILE has this state, and slices no more. */
-static void sampling_save(const run *r, sampling *m)
-{
-    st_entry list[17];
-    if (!r->checkpoint || r->arena->planning)
-        return;
-    checkpoint_write(r->checkpoint, list, sampling_entries(m, list), false);
-    r->checkpoint->slices = 0;
-}
-
-/* The state of FILE, if it has one. */
-static bool sampling_restore(const run *r, sampling *m)
-{
-    st_entry list[17];
-    int n = sampling_entries(m, list);
-    if (!restored(r, entry_of("latents", m->latents)))
-        return false;
-    for (int i = 0; i < n; i++)
-        restored(r, list[i]);
-    return true;
-}
-
-/* TeaCache's tensors of a restored state: the call that stored them, once more. The sum makes it compute and store. */
-static void rebuild_tea(const run *r, const job *j, const dit_condition *c, sampling *m, const enhance *eav)
-{
-    if (m->tea_call < 0 || m->s.index == m->s.calls)
-        return;
-    run inner = *r;
-    tea_cache tea = m->tea;
-    tea.count = m->tea_call % tea.steps;
-    tea.sum = INFINITY;
-    size_t mark = arena_mark(r->arena);
-    tensor_fill(tea.last, 1);
-    dit_forward(&inner, j->dit, c, m->tea_input, m->inpaint, m->s.timesteps[m->tea_call],
-                sees_image(j, m->tea_call, m->s.calls), m->tea_call, &tea, eav);
-    arena_reset(r->arena, mark);
-}
-
-/* The sampling loop: m->latents from noise to a clean sample, in place; needed [calls]. Enhance-A-Video (Luo et al.,
- * 2025, arXiv 2502.07508) makes attn1's output larger where frames attend to each other, in dit_forward. */
-static void denoise(const run *r, const job *j, const dit_condition *c, sampling *m, const bool *needed)
-{
-    arena *a = r->arena;
-    scheduler *s = &m->s;
-    shape size = tensor_shape(m->latents);
-    int64_t p = dit_settings(j->dit)->patch_size, tokens = size.dim[0] * (size.dim[1] / p) * (size.dim[2] / p);
-    enhance eav = { .enabled = j->enhance, .weight = j->enhance_weight, .skip_start = j->enhance_start,
-                    .skip_end = j->enhance_end, .steps = j->steps };
-    m->tea = new_tea(a, j, c->rows, tokens);
-    m->tea_call = -1;
-    if (m->tea.threshold != 0)
-        m->tea_input = tensor_new(a, size);
-    m->computed = allocate((size_t)s->calls, sizeof *m->computed);
-    m->delta = allocate((size_t)s->calls, sizeof *m->delta);
-    double *fit = j->preview ? preview_fit(r, j) : NULL;
-    bool resumed = sampling_restore(r, m);
-    progress(r, "denoise", s->index, s->calls);
-    if (resumed)
-        rebuild_tea(r, j, c, m, &eav);
-    else
-        sampling_save(r, m);
-    for (int64_t i = s->index; i < s->calls; i++) {
-        size_t mark = arena_mark(a);
-        tensor x = tensor_new(a, size), pred = tensor_new(a, size);
-        tensor noise = j->scheduler == EULER_A ? fresh_noise(a, &m->g, size) : (tensor){ 0 };
-        if (needed[i]) {
-            sched_input(s, x, m->latents);
-            if (!is_given(r, "step.%03d.pred", (int)i))
-                guide(pred, dit_forward(r, j->dit, c, x, m->inpaint, s->timesteps[i], sees_image(j, i, s->calls), i,
-                                        &m->tea, &eav), j->cfg);
-            if (m->tea.stored) {
-                m->tea_call = i;
-                tensor_copy(m->tea_input, x);
-            }
-            step_stage(r, pred, i, "pred", j);
-            preview_write(j, fit, s, x, pred, s->timesteps[i]);
-            sched_step(s, m->latents, pred, noise);
-            step_stage(r, m->latents, i, "latents", j);
-        } else {
-            given(r, m->latents, CHANNELS_FIRST, "step.%03d.latents", (int)i);
-            s->index++;
-        }
-        m->computed[i] = m->tea.computed;
-        m->delta[i] = m->tea.delta;
-        arena_reset(a, mark);
-        sampling_save(r, m);
-        progress(r, "denoise", i + 1, s->calls);
-    }
-    report_tea(r, &m->tea, m->computed, m->delta, s->calls);
-    free(m->computed);
-    free(m->delta);
-    free(fit);
-}
-
-/* The whole model: RuyiInpaintPipeline.__call__. Returns [T][H][W][3] bytes in the arena, and T; NULL while planning.
- * Guidance of 1 and less runs the positive row alone, in half the time. The negative row is the `n.default` control. */
-static unsigned char *generate(const run *r, const job *j, int64_t *frames)
-{
-    arena *a = r->arena;
-    int64_t scale = vae_scale(vae_settings(j->vae)), rows = j->cfg > 1 ? 2 : 1;
-    shape size = SHAPE(latent_length(j), j->height / scale, j->width / scale, vae_settings(j->vae)->latent_channels);
-    sampling m = { .s = sched_new(a, j->sched, j->steps, size) };
-    dump_timesteps(r, &m.s);
-    generator_seed(&m.g, j->rng, j->seed);
-    m.latents = fresh_noise(a, &m.g, size);
-    size_t mark = arena_mark(a);
-    given(r, m.latents, CHANNELS_FIRST, "noise");
-    stage(r, m.latents, "noise", NULL, NULL);
-    scale_to(m.latents, m.latents, m.s.init_noise_sigma);
-
-    demand asked = demand_of(r, j, m.s.calls);
-    if (asked.inpaint)
-        m.inpaint = inpaint_latents(r, j, size);
-    if (asked.tokens)
-        m.tokens = clip_tokens(r, j);
-    dit_condition condition = dit_conditions(r, j->dit, j->rows + 2 - rows, rows, m.tokens, j->height, j->width);
-    check_finite(condition.text, "text", j->embeddings, dit_weights(j->dit));
-    denoise(r, j, &condition, &m, asked.calls);
-    free(asked.calls);
-    sched_free(&m.s);
-    arena_reset(a, mark);
-    return decode_frames(r, j, m.latents, frames);
 }
 
 /* ---------------------------------------------------------------- clips
@@ -2231,11 +2260,9 @@ static result flow_decode(const run *r, const job *j)
 static result flow_encode(const run *r, const job *j)
 {
     arena *a = r->arena;
-    tensor pixels = fill_pixels(a, j);
-    given(r, pixels, CHANNELS_FIRST, "pixels");
-    dump(r, pixels, CHANNELS_FIRST, "pixels");
-    tensor moments = vae_encode(r, j->vae, pixels);
-    stage(r, moments, "vae.moments", vae_weights(j->vae), NULL);
+    tensor moments = vae_encode(r, j->vae, fill_pixels(r, j));
+    check_finite(moments, "vae.moments", vae_weights(j->vae), NULL);
+    dump(r, moments, CHANNELS_FIRST, "vae.moments");
     int64_t z = moments.dim[3] / 2, places = tensor_count(moments) / (2 * z);
     tensor latents = tensor_new(a, SHAPE(z, moments.dim[0], moments.dim[1], moments.dim[2]));
     for (int64_t i = 0; i < z * places && latents.data; i++)
@@ -2486,7 +2513,7 @@ static void print_plan(FILE *to, const job *j, const run_plan *p)
     if (isfinite(p->disk_left))
         fprintf(to, " (%.0f MB free)", p->disk_left / 1e6);
     fputs("; about ", to);
-    print_span(to, work_seconds(p->rate, p->work));
+    print_span(to, work_seconds(p->rate, p->work), "");
     fprintf(to, " on %lld thread%s\n", (long long)ruyi_threads(), ruyi_threads() == 1 ? "" : "s");
     fflush(to);
 }

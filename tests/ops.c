@@ -637,7 +637,7 @@ static void op_pixels(void)
 {
     static job j;
     j = (job){ .start = { picture(16, 16, 0, 1) }, .starts = 1, .frames = 1, .width = 16, .height = 16 };
-    check_video(fill_pixels(&memory, &j));
+    check_video(fill_pixels(&(run){ .arena = &memory }, &j));
 }
 
 static void op_bytes(void)
