@@ -77,27 +77,23 @@ typedef struct {
     const char **files; int nfiles;         /* what stands beside the options */
     bool stdin_read;
     int code;                               /* the exit code: check's verdict */
-
     /* the clip: what is given of it, and what it shall be */
     image start[MAX_PICTURES], end[MAX_GIVEN];  /* after open_generate: resized to width x height */
     int starts, ends;
     int64_t width, height, resolution, frames;
     const char *camera, *motion;
     bool sized, long_clip, keep_colour;     /* sized: width and height were given, not resolution */
-
     /* how it is sampled */
     sched_type scheduler; int64_t steps;
     double cfg;                             /* guidance; 1 and less: off */
     uint64_t seed; rng rng;
     double tea_threshold; int64_t tea_start, tea_end;   /* 0: off */
     bool enhance; double enhance_weight; int64_t enhance_start, enhance_end;
-
     /* what is made of the model's files */
     const safetensors *loras[MAX_FILES]; double lora_scales[MAX_FILES]; int nloras;
     fp8_mode fp8; dtype fp8_type;
     vae_tiling tiling;
     bool allow_unknown;
-
     /* the run: what is watched, kept and told */
     hooks *hooks;                           /* NULL: nobody looks into the run */
     const char *filters[MAX_FILES * 16];    /* hooks point here */
@@ -105,14 +101,12 @@ typedef struct {
     const char *checkpoint, *progress, *preview;
     uint64_t options;                       /* hash of those that decide the result */
     bool dry_run, quiet, verbose, json;
-
     /* other commands */
     int64_t times, key_first, key_last; bool key;   /* extend: key: the key frames were given */
     film earlier;                           /* extend: the clip to go on with */
     const char *log;                        /* measure: a run's standard error */
     const safetensors *given;               /* decode: the latents' file */
     bool check, blank;                      /* check: info's; blank: info's picture is a stand-in */
-
     /* the model, opened as far as the command needs it, and never closed */
     char *path;                             /* room of inside() */
     vae *vae; clip *clip; dit *dit; weights *embeddings; sched_config sched;
@@ -122,21 +116,23 @@ typedef struct {
 
 /* ---------------------------------------------------------------- pipeline
  *
- *     x = noise
- *     for each timestep t, noisiest first:
- *         v_neg, v_pos = model(x, t, inpaint; negative row, positive row)
- *         v = v_neg + cfg (v_pos - v_neg)
- *         x = step(x, v, t)
- *     clip = decode(x)
+ *     x = noise                                              fresh_noise
+ *     inpaint = what is given, as latents                    inpaint_latents
+ *     for each timestep t, noisiest first:                   denoise
+ *         v_neg, v_pos = model(x, t, inpaint; rows)              dit_forward
+ *         v = v_neg + cfg (v_pos - v_neg)                        guide
+ *         x = step(x, v, t)                                      sched_step
+ *     clip = decode(x)                                       decode_frames
  *
  * A diffusion model has learned one thing: to say what in a noisy clip is clip and what is noise. So a clip is made by
  * starting from nothing but noise and taking away, step by step, what the model calls noise. All of it happens in the
  * latents of a VAE (in the published model 1/8 as large each way and 1/4 in time), which only the last stage turns into
  * pictures.
  *
- * Random numbers are drawn in a fixed order, and a stage that is skipped draws none: the first generator makes the
- * noise and, for Euler A, one more tensor before every step; the second makes the posterior's noise of the mask, then
- * of the masked video. Both are torch's generator, of the CPU in float32, bit for bit, or of a GPU (--rng cuda).
+ * Random numbers are drawn in a fixed order, and where stages are given in place of computing them all the same: the
+ * first generator makes the noise and, for Euler A, one more tensor before every call; the second makes the posterior's
+ * noise of the mask, then of the masked video. Both are torch's generator, of the CPU in float32, bit for bit, or of a
+ * GPU (--rng cuda).
  */
 
 /* What sampling carries from one call of the model to the next, and what every call is told. */
@@ -153,13 +149,9 @@ typedef struct {
     int64_t tea_call;           /* that call; -1: none */
     int64_t *computed; double *delta;       /* [calls] TeaCache's report */
     double *fit;                /* [Z + 1][3] preview: latents to colours; NULL: none is asked for */
+    bool *asked;                /* [calls] what comes of a call is asked for, or remembered by the rule */
+    bool asks_inpaint, asks_tokens;         /* some of these calls see inpaint, and tokens */
 } sampling;
-
-/* What is asked for, where stages are given or the run is to end early; everything, where neither is so. */
-typedef struct {
-    bool *calls;                /* [calls] of the model: what comes of them is asked for, or remembered by the rule */
-    bool inpaint, tokens;       /* some call sees mask and masked video, the picture's tokens */
-} demand;
 
 /* The stages, in the order of the story. */
 static int64_t latent_length(const job *j);                                     /* F */
@@ -167,22 +159,19 @@ static void dump_timesteps(const run *r, const scheduler *s);
 static tensor fresh_noise(arena *a, generator *g, shape s);                     /* [F][h][w][Z] */
 static void stage(const run *r, tensor x, const weights *a, const weights *b, const char *name, ...) PRINTF(5, 6);
 static void scale_to(tensor y, tensor x, double p);                             /* y = p x */
-static demand demand_of(const run *r, const job *j, int64_t calls);
+static void ask(const run *r, const job *j, sampling *m);                       /* fills asked, asks_... */
 static tensor inpaint_latents(const run *r, const job *j, shape latents);       /* pictures -> [F][h][w][2 Z] */
 static tensor clip_tokens(const run *r, const job *j);                          /* picture -> [patches][hidden_size] */
 static void check_finite(tensor x, const char *stage, const weights *first, const weights *second);
-static void denoise(const run *r, const job *j, sampling *m, const bool *asked);
-static void begin_sampling(const run *r, const job *j, sampling *m);
-static tensor predict(const run *r, const job *j, sampling *m, int64_t i);      /* model and guidance -> [F][h][w][Z] */
-static void state_save(const run *r, sampling *m);
-static void end_sampling(const run *r, sampling *m);
+static void denoise(const run *r, const job *j, sampling *m);                   /* m->latents: noise -> clean */
 static unsigned char *decode_frames(const run *r, const job *j, tensor latents, int64_t *frames);   /* [T][H][W][3] */
-/* Those who watch: previews, and the checkpoint. */
-static double *preview_fit(const run *r, const job *j);                         /* [Z + 1][3] */
-static void preview_write(const job *j, const double *fit, const scheduler *s, tensor x, tensor pred, double t);
+/* Those who watch: the checkpoint, and previews. */
 static st_entry entry_of(const char *name, tensor x);
 static bool restored(const run *r, st_entry e);
 static bool state_restored(const run *r, sampling *m);
+static void state_save(const run *r, sampling *m);
+static double *preview_fit(const run *r, const job *j);                         /* [Z + 1][3] */
+static void preview_write(const job *j, const double *fit, const scheduler *s, tensor x, tensor pred, double t);
 
 /* The whole model: RuyiInpaintPipeline.__call__. Returns [T][H][W][3] bytes in the arena, and T; NULL while planning.
  * Guidance of 1 and less runs the positive row alone, in half the time. The negative row is the `n.default` control. */
@@ -194,56 +183,28 @@ static unsigned char *generate(const run *r, const job *j, int64_t *frames)
     sampling m = { .s = sched_new(a, j->sched, j->steps, size) };
     dump_timesteps(r, &m.s);
     generator_seed(&m.g, j->rng, j->seed);
-    m.latents = fresh_noise(a, &m.g, size);
+    m.latents = fresh_noise(a, &m.g, size);     /* [F][h][w][Z] */
     size_t mark = arena_mark(a);
     stage(r, m.latents, NULL, NULL, "noise");
     scale_to(m.latents, m.latents, m.s.init_noise_sigma);
 
-    demand asked = demand_of(r, j, m.s.calls);
-    if (asked.inpaint)
-        m.inpaint = inpaint_latents(r, j, size);
-    if (asked.tokens)
-        m.tokens = clip_tokens(r, j);
+    ask(r, j, &m);
+    if (m.asks_inpaint)
+        m.inpaint = inpaint_latents(r, j, size);        /* [F][h][w][2 Z] */
+    if (m.asks_tokens)
+        m.tokens = clip_tokens(r, j);                   /* [patches][hidden_size] */
     m.condition = dit_conditions(r, j->dit, j->rows + 2 - rows, rows, m.tokens, j->height, j->width);
     check_finite(m.condition.text, "text", j->embeddings, dit_weights(j->dit));
-    denoise(r, j, &m, asked.calls);
-    free(asked.calls);
+    denoise(r, j, &m);
     sched_free(&m.s);
     arena_reset(a, mark);
     return decode_frames(r, j, m.latents, frames);
 }
 
-/* The sampling loop: m->latents from noise to a clean sample, in place. asked [calls]: of the model, see demand. */
-static void denoise(const run *r, const job *j, sampling *m, const bool *asked)
-{
-    arena *a = r->arena;
-    scheduler *s = &m->s;
-    begin_sampling(r, j, m);
-    for (int64_t i = s->index; i < s->calls; i++) {
-        size_t mark = arena_mark(a);
-        tensor noise = j->scheduler == EULER_A ? fresh_noise(a, &m->g, tensor_shape(m->latents)) : (tensor){ 0 };
-        if (asked[i]) {
-            tensor v = predict(r, j, m, i);
-            sched_step(s, m->latents, v, noise);
-            stage(r, m->latents, dit_weights(j->dit), j->embeddings, "step.%03d.latents", (int)i);
-        } else {
-            given(r, m->latents, CHANNELS_FIRST, "step.%03d.latents", (int)i);
-            s->index++;
-        }
-        m->computed[i] = m->tea.computed;
-        m->delta[i] = m->tea.delta;
-        arena_reset(a, mark);
-        state_save(r, m);
-        progress(r, "denoise", i + 1, s->calls);
-    }
-    end_sampling(r, m);
-}
-
 /* ---------------------------------------------------------------- pipeline: small parts */
 
 /* Stops a run at the first stage that is not a finite number: a clip of black frames after an hour says nothing. Names
- * the weight that is to blame, if one of the two components (either may be NULL) holds one that is not finite itself.
- * */
+ * the weight that is to blame, if one of the two components (either may be NULL) holds one itself. */
 static void check_finite(tensor x, const char *stage, const weights *first, const weights *second)
 {
     const weights *suspects[] = { first, second };
@@ -455,10 +416,15 @@ static tensor clip_tokens(const run *r, const job *j)
     return tokens;
 }
 
-/* ---------------------------------------------------------------- pipeline: one call of the model */
+/* ---------------------------------------------------------------- pipeline: denoise
+ *
+ * One call of the model and one step of the scheduler, over and over. Early calls see hardly more than noise and settle
+ * the large shapes, late ones the details.
+ */
 
-/* The picture's tokens are shown in the last 40 % of the calls only (clip_apply_ratio): what is settled first, the
- * large shapes and their motion, follows the control words; the picture itself is in inpaint all the time. */
+/* The positive row sees the picture's tokens in the last 40 % of the calls only (clip_apply_ratio), the negative row
+ * never: what is settled first, the large shapes and their motion, follows the control words. The picture itself is in
+ * inpaint all the time, for both rows. */
 static bool sees_image(const job *j, int64_t i, int64_t calls)
 {
     return j->starts > 0 && !((double)i < (double)calls * (1 - 0.40));
@@ -492,7 +458,8 @@ static void guide(tensor pred, tensor out, double cfg)
 /* Call i, guided: pred [F][h][w][Z], what the model says of the latents. */
 static tensor predict(const run *r, const job *j, sampling *m, int64_t i)
 {
-    tensor x = tensor_new(r->arena, tensor_shape(m->latents)), pred = tensor_new(r->arena, tensor_shape(m->latents));
+    shape size = tensor_shape(m->latents);
+    tensor x = tensor_new(r->arena, size), pred = tensor_new(r->arena, size);   /* [F][h][w][Z] */
     sched_input(&m->s, x, m->latents);
     if (!is_given(r, "step.%03d.pred", (int)i))
         guide(pred, call_model(r, j, m, x, i, &m->tea), j->cfg);
@@ -500,6 +467,8 @@ static tensor predict(const run *r, const job *j, sampling *m, int64_t i)
         m->tea_call = i;
         tensor_copy(m->tea_input, x);
     }
+    m->computed[i] = m->tea.computed;
+    m->delta[i] = m->tea.delta;
     stage(r, pred, dit_weights(j->dit), j->embeddings, "step.%03d.pred", (int)i);
     preview_write(j, m->fit, &m->s, x, pred, m->s.timesteps[i]);
     return pred;
@@ -563,6 +532,32 @@ static void end_sampling(const run *r, sampling *m)
     free(m->computed);
     free(m->delta);
     free(m->fit);
+    free(m->asked);
+}
+
+/* The loop: m->latents from noise to a clean sample, in place. Of a call that nothing asks for, because what comes
+ * after it is given, only the noise is drawn. */
+static void denoise(const run *r, const job *j, sampling *m)
+{
+    arena *a = r->arena;
+    scheduler *s = &m->s;
+    begin_sampling(r, j, m);
+    for (int64_t i = s->index; i < s->calls; i++) {
+        size_t mark = arena_mark(a);
+        tensor noise = j->scheduler == EULER_A ? fresh_noise(a, &m->g, tensor_shape(m->latents)) : (tensor){ 0 };
+        if (m->asked[i]) {
+            tensor v = predict(r, j, m, i);     /* [F][h][w][Z] */
+            sched_step(s, m->latents, v, noise);
+            stage(r, m->latents, dit_weights(j->dit), j->embeddings, "step.%03d.latents", (int)i);
+        } else {
+            given(r, m->latents, CHANNELS_FIRST, "step.%03d.latents", (int)i);
+            s->index++;
+        }
+        arena_reset(a, mark);
+        state_save(r, m);
+        progress(r, "denoise", i + 1, s->calls);
+    }
+    end_sampling(r, m);
 }
 
 /* ---------------------------------------------------------------- schedulers
@@ -596,131 +591,6 @@ static void end_sampling(const run *r, sampling *m)
  * Invariant: sched_new fills the tables and nothing changes them; sched_step moves `index` and history only.
  */
 
-/* ---------------------------------------------------------------- schedulers: configuration */
-
-static const char *const sched_names[SCHEDULERS] = { "ddim", "euler", "euler_a", "dpm++", "pndm" };
-
-/* The words of scheduler_config.json; the last two in the order of ruyi.h's `prediction` and `spacing`. */
-static const char *const beta_schedules[] = { "linear", "scaled_linear", "squaredcos_cap_v2" };
-static const char *const predictions[] = { "epsilon", "sample", "v_prediction" };
-static const char *const spacings[] = { "leading", "trailing", "linspace" };
-
-static bool is_euler(sched_type t) { return t == EULER || t == EULER_A; }
-
-/* Whose tables are sigmas; the other two work on alphas_cumprod and timesteps. */
-static bool has_sigmas(sched_type t) { return is_euler(t) || t == DPMPP; }
-
-/* The place of a word in a list, or -1. */
-static int place_of(const char *word, const char *const *words, int count)
-{
-    for (int i = 0; i < count; i++)
-        if (!strcmp(word, words[i]))
-            return i;
-    return -1;
-}
-
-/* The place of a field's word in a list; dies naming the nearest. */
-static int read_choice(config f, const char *field, const char *otherwise, const char *const *words, int count)
-{
-    char *word = config_word(f, field, otherwise);
-    int place = place_of(word, words, count);
-    if (place < 0)
-        config_refuse(f, field, "which is not supported; %s is near", nearest_word(word, words, count));
-    free(word);
-    return place;
-}
-
-/* Fields that choose between variants of a class of which one is here: `only` keeps to it (NULL: false does), and is
- * the class's default. The other classes ignore the field, and so does this program: one file, made for one scheduler,
- * has to serve all five, as the public code's --scheduler does. */
-enum { OF_EULER = 1 << EULER, OF_DPMPP = 1 << DPMPP, OF_BOTH = OF_EULER | OF_DPMPP };
-static const struct { const char *field, *only; unsigned classes; } variants[] = {
-    { "use_karras_sigmas", NULL, OF_BOTH }, { "use_exponential_sigmas", NULL, OF_BOTH },
-    { "use_beta_sigmas", NULL, OF_BOTH }, { "final_sigmas_type", "zero", OF_BOTH },
-    { "interpolation_type", "linear", OF_EULER }, { "timestep_type", "discrete", OF_EULER },
-    { "use_lu_lambdas", NULL, OF_DPMPP }, { "use_flow_sigmas", NULL, OF_DPMPP },
-    { "algorithm_type", "dpmsolver++", OF_DPMPP },
-};
-
-/* Dies where a field asks for a variant that is not here. */
-static void refuse_unsupported(config f, sched_type type)
-{
-    static const char *const midpoints[] = { "midpoint", "logrho", "bh1", "bh2" };  /* DEIS' and UniPC's count as it */
-    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
-        if (!(variants[i].classes >> type & 1))
-            continue;
-        if (variants[i].only)
-            read_choice(f, variants[i].field, variants[i].only, &variants[i].only, 1);
-        else if (config_bool(f, variants[i].field, false))
-            config_refuse(f, variants[i].field, "expected false; it is not supported");
-    }
-    if (type != DPMPP)
-        return;
-    read_choice(f, "solver_type", "midpoint", midpoints, 4);
-    config_int(f, "solver_order", 2, 2, 2);
-    json clipped = config_member(f, "lambda_min_clipped");
-    if (json_kind(clipped) && !(json_number(clipped) < -1e300))
-        config_refuse(f, "lambda_min_clipped", "expected -Infinity; clipping is not supported");
-    char *variance = config_word(f, "variance_type", "none");
-    if (!strncmp(variance, "learned", 7))       /* the class would cut the output to 3 channels */
-        config_refuse(f, "variance_type", "expected null; a learned variance is not supported");
-    free(variance);
-}
-
-/* trained_betas [n] where the file gives them instead of a beta_schedule; NULL where it does not. */
-static float *read_betas(config f, int64_t n)
-{
-    json list = config_member(f, "trained_betas"), cursor = { 0 }, value;
-    if (json_kind(list) == 0)
-        return NULL;
-    float *betas = allocate((size_t)n, sizeof *betas);
-    int64_t count = 0;
-    for (; json_kind(list) == '[' && json_next(list, &cursor, NULL, &value) && json_kind(value) == '0'; count++)
-        if (count < n)
-            betas[count] = (float)json_number(value);
-    if (count != n)
-        config_refuse(f, "trained_betas", "expected a list of num_train_timesteps = %lld numbers", (long long)n);
-    return betas;
-}
-
-/* Reads a model's scheduler/ as diffusers' class of that type would (from_pretrained): fields that a class does not
- * have are ignored, and what a file leaves out has that class's default. So the same file gives DDIM the spacing
- * `leading` and Euler `linspace` where it names none. */
-sched_config sched_read(const char *folder, sched_type type)
-{
-    config f = config_open(folder, "scheduler_config.json");
-    bool ddim = type == DDIM, leading = ddim || type == PNDM;
-    bool thresholds = (ddim || type == DPMPP) && config_bool(f, "thresholding", false);
-    sched_config c = {
-        .file = f, .type = type,
-        .num_train_timesteps = config_int(f, "num_train_timesteps", 1000, 2, 1000000),
-        .beta_start = config_real(f, "beta_start", 0.0001), .beta_end = config_real(f, "beta_end", 0.02),
-        .beta_schedule = beta_schedules[read_choice(f, "beta_schedule", "linear", beta_schedules, 3)],
-        .rescale_betas_zero_snr = type != PNDM && config_bool(f, "rescale_betas_zero_snr", false),
-        .set_alpha_to_one = config_bool(f, "set_alpha_to_one", ddim),
-        .timestep_spacing = (spacing)read_choice(f, "timestep_spacing", leading ? "leading" : "linspace", spacings, 3),
-        .steps_offset = config_int(f, "steps_offset", 0, 0, 1000000),
-        .skip_prk_steps = type == PNDM && config_bool(f, "skip_prk_steps", false),
-        .prediction_type = (prediction)read_choice(f, "prediction_type", "epsilon", predictions, 3),
-        .clip_sample = ddim && config_bool(f, "clip_sample", true),
-        .clip_sample_range = config_real(f, "clip_sample_range", 1.0),
-        .thresholding = thresholds,
-        .dynamic_thresholding_ratio = thresholds ? config_real(f, "dynamic_thresholding_ratio", 0.995) : 0,
-        .sample_max_value = thresholds ? config_real(f, "sample_max_value", 1.0) : 1,
-    };
-    c.trained_betas = read_betas(f, c.num_train_timesteps);
-    refuse_unsupported(f, type);
-    if (c.prediction_type == SAMPLE && (type == EULER_A || type == PNDM))
-        config_refuse(f, "prediction_type", "which %s does not take; choose another --scheduler", sched_names[type]);
-    if (!(c.beta_start >= 0 && c.beta_end >= 0 && c.beta_start <= 1 && c.beta_end <= 1))
-        config_refuse(f, "beta_start", "expected beta_start and beta_end from 0 to 1");
-    if (!(c.dynamic_thresholding_ratio >= 0 && c.dynamic_thresholding_ratio <= 1))
-        config_refuse(f, "dynamic_thresholding_ratio", "expected 0 to 1");
-    if (!(c.sample_max_value > 0))
-        config_refuse(f, "sample_max_value", "expected more than 0");
-    return c;
-}
-
 /* ---------------------------------------------------------------- schedulers: tables
  *
  *     betas [n] -> alphas_cumprod [n] -> sigmas [calls + 1]        n: num_train_timesteps
@@ -731,6 +601,11 @@ sched_config sched_read(const char *folder, sched_type type)
  * step, while two float64 programs that share the table agree to twelve digits and more. Once rounded these numbers are
  * exact; what a step makes of them is computed in double.
  */
+
+static bool is_euler(sched_type t) { return t == EULER || t == EULER_A; }
+
+/* Whose tables are sigmas; the other two work on alphas_cumprod and timesteps. */
+static bool has_sigmas(sched_type t) { return is_euler(t) || t == DPMPP; }
 
 /* torch.linspace(a, z, n)[i] in float32, as its AVX2 code has it: fused, and from the nearer end, so that both ends are
  * exact. Without the fma 167 of 1000 betas differ in the last bit. */
@@ -821,23 +696,15 @@ static double step_time(const scheduler *s, int64_t k)
 
 /* Training times between one step and the next, in the integer division of the public classes. */
 static int64_t stride(const scheduler *s) { return s->config.num_train_timesteps / s->steps; }
+static int64_t half_stride(const scheduler *s) { return stride(s) / 2; }
 
-/* PNDM calls the model more often than it steps: WARM_UP calls for the three noisiest steps; or, without a warm-up
- * (skip_prk_steps), one more for the second. */
+/* timesteps[i], the time of call i of the model: one a step, but for PNDM, which calls it more often. The three
+ * noisiest steps b, with the next lower c and g half a stride, are four calls each, those of a Runge-Kutta step: b,
+ * c+g, c+g, c. Without this warm-up (skip_prk_steps) the second step is called twice. PNDMScheduler.set_timesteps. */
 enum { WARM_UP = 12 };
-static int64_t calls_of(const sched_config *c, int64_t steps)
-{
-    if (c->type != PNDM)
-        return steps;
-    return c->skip_prk_steps ? steps + (steps > 1) : steps + WARM_UP - 3;
-}
-
-/* timesteps[i], the time of call i of the model: one a step, but for PNDM. Its three noisiest steps b, with the next
- * lower c and g half a stride, are four calls each, those of a Runge-Kutta step: b, c+g, c+g, c. Without a warm-up the
- * second step is called twice. PNDMScheduler.set_timesteps. */
 static double call_time(const scheduler *s, int64_t i)
 {
-    double half = (double)(stride(s) / 2);
+    double half = (double)half_stride(s);
     if (s->config.type != PNDM)
         return step_time(s, i);
     if (s->config.skip_prk_steps)
@@ -868,7 +735,8 @@ static float sigma_at(const scheduler *s, double time)
  * sqrt(sigma^2 + 1). */
 scheduler sched_new(arena *a, sched_config c, int64_t steps, shape latents)
 {
-    scheduler s = { .config = c, .steps = steps, .calls = calls_of(&c, steps), .init_noise_sigma = 1 };
+    int64_t more = c.type != PNDM ? 0 : c.skip_prk_steps ? steps > 1 : WARM_UP - 3;      /* calls than steps */
+    scheduler s = { .config = c, .steps = steps, .calls = steps + more, .init_noise_sigma = 1 };
     int64_t n = c.num_train_timesteps, remembered = c.type == PNDM ? 5 : c.type == DPMPP ? 1 : 0;
     double most = 0;            /* the largest sigma: the first, but for some tables that rescale_betas made */
     s.betas = allocate((size_t)n, sizeof *s.betas);
@@ -1111,7 +979,7 @@ static void pndm_warm_up(scheduler *s, tensor x, tensor v)
     static const double share[4] = { 1.0 / 6, 1.0 / 3, 1.0 / 3, 1.0 / 6 };
     int64_t j = s->index % 4, first = s->index - j;
     tensor start = s->history[3], sum = s->history[4];
-    double half = (double)(stride(s) / 2), b = s->timesteps[first], c = s->timesteps[first + 3];
+    double half = (double)half_stride(s), b = s->timesteps[first], c = s->timesteps[first + 3];
     if (j == 0) {
         tensor_copy(start, x);
         tensor_fill(sum, 0);
@@ -1133,15 +1001,15 @@ static void remember_output(scheduler *s, tensor v)
  * Formula   x' = R(x, t, t - n/N, (55 v - 59 v_1 + 37 v_2 - 9 v_3) / 24),    v_k the output k steps before
  * Method    Adams-Bashforth of order four needs three outputs before it. The first three steps make them, with the four
  *           calls of classical Runge-Kutta each; the first call's output is remembered. Hence N + 9 calls and N >= 4.
- *           Without the warm-up (skip_prk_steps) the order grows from one to four with the outputs there are, and the
- *           first step is made anew in the second call, from where it began (history[3]), along the mean of the first
- *           two outputs, of which the second is not remembered. Hence N + 1 calls.
+ *           Without the warm-up (skip_prk_steps) the order grows from one to four with the outputs there are, a row of
+ *           adams[] a call; the second row makes the first step anew, from where it began (history[3]), along the mean
+ *           of the first two outputs, of which the second is not remembered. Hence N + 1 calls.
  * Source    Liu et al., 2022, arXiv 2202.09778, algorithm 2; PNDMScheduler.step_plms
  */
 static void step_pndm(scheduler *s, tensor x, tensor v)
 {
-    static const double adams[][4] = { { 1 }, { 1.5, -0.5 }, { 23.0 / 12, -16.0 / 12, 5.0 / 12 },
-                                       { 55.0 / 24, -59.0 / 24, 37.0 / 24, -9.0 / 24 }, { 0.5, 0.5 } };
+    static const double adams[][4] = { { 1 }, { 0.5, 0.5 }, { 1.5, -0.5 }, { 23.0 / 12, -16.0 / 12, 5.0 / 12 },
+                                       { 55.0 / 24, -59.0 / 24, 37.0 / 24, -9.0 / 24 } };
     bool skip = s->config.skip_prk_steps, again = skip && s->index == 1;
     if (!skip && s->index < WARM_UP) {
         if (s->index % 4 == 0)
@@ -1149,12 +1017,11 @@ static void step_pndm(scheduler *s, tensor x, tensor v)
         pndm_warm_up(s, x, v);
         return;
     }
-    int order = !skip || s->index > 3 ? 4 : again ? 2 : s->index ? (int)s->index : 1;
-    const double *share = adams[again ? 4 : order - 1];
+    const double *share = adams[skip && s->index < 4 ? s->index : 4];
     tensor m = s->history[4], start = s->history[3];
     double t = s->timesteps[s->index] + (again ? (double)stride(s) : 0);
     scale_to(m, v, share[0]);
-    for (int k = 1; k < order; k++)
+    for (int k = 1; k < 4 && share[k] != 0; k++)
         add_part(m, s->history[k - 1], share[k]);
     if (skip && s->index == 0)
         tensor_copy(start, x);
@@ -1176,6 +1043,126 @@ void sched_step(scheduler *s, tensor sample, tensor v, tensor noise)
     else
         step_pndm(s, sample, v);
     s->index++;
+}
+
+/* ---------------------------------------------------------------- schedulers: configuration */
+
+static const char *const sched_names[SCHEDULERS] = { "ddim", "euler", "euler_a", "dpm++", "pndm" };
+
+/* The words of scheduler_config.json; the last two in the order of ruyi.h's `prediction` and `spacing`. */
+static const char *const beta_schedules[] = { "linear", "scaled_linear", "squaredcos_cap_v2" };
+static const char *const predictions[] = { "epsilon", "sample", "v_prediction" };
+static const char *const spacings[] = { "leading", "trailing", "linspace" };
+
+/* The place of a word in a list, or -1. */
+static int place_of(const char *word, const char *const *words, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (!strcmp(word, words[i]))
+            return i;
+    return -1;
+}
+
+/* The place of a field's word in a list; dies naming the nearest. */
+static int read_choice(config f, const char *field, const char *otherwise, const char *const *words, int count)
+{
+    char *word = config_word(f, field, otherwise);
+    int place = place_of(word, words, count);
+    if (place < 0)
+        config_refuse(f, field, "which is not supported; %s is near", nearest_word(word, words, count));
+    free(word);
+    return place;
+}
+
+/* Fields that choose between variants of a class of which one is here: `only` keeps to it (NULL: false does), and is
+ * the class's default. The other classes ignore the field, and so does this program: one file, made for one scheduler,
+ * has to serve all five, as the public code's --scheduler does. */
+enum { OF_EULER = 1 << EULER, OF_DPMPP = 1 << DPMPP, OF_BOTH = OF_EULER | OF_DPMPP };
+static const struct { const char *field, *only; unsigned classes; } variants[] = {
+    { "use_karras_sigmas", NULL, OF_BOTH }, { "use_exponential_sigmas", NULL, OF_BOTH },
+    { "use_beta_sigmas", NULL, OF_BOTH }, { "final_sigmas_type", "zero", OF_BOTH },
+    { "interpolation_type", "linear", OF_EULER }, { "timestep_type", "discrete", OF_EULER },
+    { "use_lu_lambdas", NULL, OF_DPMPP }, { "use_flow_sigmas", NULL, OF_DPMPP },
+    { "algorithm_type", "dpmsolver++", OF_DPMPP },
+};
+
+/* Dies where a field asks for a variant that is not here. */
+static void refuse_unsupported(config f, sched_type type)
+{
+    static const char *const midpoints[] = { "midpoint", "logrho", "bh1", "bh2" };  /* DEIS' and UniPC's count as it */
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
+        if (!(variants[i].classes >> type & 1))
+            continue;
+        if (variants[i].only)
+            read_choice(f, variants[i].field, variants[i].only, &variants[i].only, 1);
+        else if (config_bool(f, variants[i].field, false))
+            config_refuse(f, variants[i].field, "expected false; it is not supported");
+    }
+    if (type != DPMPP)
+        return;
+    read_choice(f, "solver_type", "midpoint", midpoints, 4);
+    config_int(f, "solver_order", 2, 2, 2);
+    json clipped = config_member(f, "lambda_min_clipped");
+    if (json_kind(clipped) && !(json_number(clipped) < -1e300))
+        config_refuse(f, "lambda_min_clipped", "expected -Infinity; clipping is not supported");
+    char *variance = config_word(f, "variance_type", "none");
+    if (!strncmp(variance, "learned", 7))       /* the class would cut the output to 3 channels */
+        config_refuse(f, "variance_type", "expected null; a learned variance is not supported");
+    free(variance);
+}
+
+/* trained_betas [n] where the file gives them instead of a beta_schedule; NULL where it does not. */
+static float *read_betas(config f, int64_t n)
+{
+    json list = config_member(f, "trained_betas"), cursor = { 0 }, value;
+    if (json_kind(list) == 0)
+        return NULL;
+    float *betas = allocate((size_t)n, sizeof *betas);
+    int64_t count = 0;
+    for (; json_kind(list) == '[' && json_next(list, &cursor, NULL, &value) && json_kind(value) == '0'; count++)
+        if (count < n)
+            betas[count] = (float)json_number(value);
+    if (count != n)
+        config_refuse(f, "trained_betas", "expected a list of num_train_timesteps = %lld numbers", (long long)n);
+    return betas;
+}
+
+/* Reads a model's scheduler/ as diffusers' class of that type would (from_pretrained): fields that a class does not
+ * have are ignored, and what a file leaves out has that class's default. So the same file gives DDIM the spacing
+ * `leading` and Euler `linspace` where it names none. */
+sched_config sched_read(const char *folder, sched_type type)
+{
+    config f = config_open(folder, "scheduler_config.json");
+    bool ddim = type == DDIM, leading = ddim || type == PNDM;
+    bool thresholds = (ddim || type == DPMPP) && config_bool(f, "thresholding", false);
+    sched_config c = {
+        .file = f, .type = type,
+        .num_train_timesteps = config_int(f, "num_train_timesteps", 1000, 2, 1000000),
+        .beta_start = config_real(f, "beta_start", 0.0001), .beta_end = config_real(f, "beta_end", 0.02),
+        .beta_schedule = beta_schedules[read_choice(f, "beta_schedule", "linear", beta_schedules, 3)],
+        .rescale_betas_zero_snr = type != PNDM && config_bool(f, "rescale_betas_zero_snr", false),
+        .set_alpha_to_one = config_bool(f, "set_alpha_to_one", ddim),
+        .timestep_spacing = (spacing)read_choice(f, "timestep_spacing", leading ? "leading" : "linspace", spacings, 3),
+        .steps_offset = config_int(f, "steps_offset", 0, 0, 1000000),
+        .skip_prk_steps = type == PNDM && config_bool(f, "skip_prk_steps", false),
+        .prediction_type = (prediction)read_choice(f, "prediction_type", "epsilon", predictions, 3),
+        .clip_sample = ddim && config_bool(f, "clip_sample", true),
+        .clip_sample_range = config_real(f, "clip_sample_range", 1.0),
+        .thresholding = thresholds,
+        .dynamic_thresholding_ratio = thresholds ? config_real(f, "dynamic_thresholding_ratio", 0.995) : 0,
+        .sample_max_value = thresholds ? config_real(f, "sample_max_value", 1.0) : 1,
+    };
+    c.trained_betas = read_betas(f, c.num_train_timesteps);
+    refuse_unsupported(f, type);
+    if (c.prediction_type == SAMPLE && (type == EULER_A || type == PNDM))
+        config_refuse(f, "prediction_type", "which %s does not take; choose another --scheduler", sched_names[type]);
+    if (!(c.beta_start >= 0 && c.beta_end >= 0 && c.beta_start <= 1 && c.beta_end <= 1))
+        config_refuse(f, "beta_start", "expected beta_start and beta_end from 0 to 1");
+    if (!(c.dynamic_thresholding_ratio >= 0 && c.dynamic_thresholding_ratio <= 1))
+        config_refuse(f, "dynamic_thresholding_ratio", "expected 0 to 1");
+    if (!(c.sample_max_value > 0))
+        config_refuse(f, "sample_max_value", "expected more than 0");
+    return c;
 }
 
 /* ---------------------------------------------------------------- pipeline: decoding
@@ -1206,10 +1193,11 @@ static void smooth(const run *r, const vae *v, tensor video)
             (long long)count, (long long)video.dim[0], (long long)back);
     run inner = *r;
     inner.hooks = NULL;         /* the second pass's stages have no names */
-    tensor part = tensor_part(video, before, count), moments = vae_encode(&inner, v, part);
+    tensor part = tensor_part(video, before, count);            /* [T - m][H][W][3] */
+    tensor moments = vae_encode(&inner, v, part);               /* [F'][h][w][2 Z] */
     tensor mean = tensor_new(a, SHAPE(moments.dim[0], moments.dim[1], moments.dim[2], c->latent_channels));
     copy_channels(mean, 0, moments, 0, c->latent_channels);
-    tensor again = vae_decode(&inner, v, mean);
+    tensor again = vae_decode(&inner, v, mean);                 /* [T - m][H][W][3], or one frame */
     for (int64_t t = 0; t < count; t++)         /* torch broadcasts a single frame over all */
         blend_to(tensor_part(part, t, 1), tensor_part(part, t, 1), tensor_part(again, back == 1 ? 0 : t, 1), 0.5, 0.5);
     arena_reset(a, mark);
@@ -1243,8 +1231,8 @@ static unsigned char *decode_frames(const run *r, const job *j, tensor latents, 
                                                     is_given(r, "decoded") ? DECODED : LATENTS;
     unsigned char *bytes = arena_alloc(a, (size_t)(size.dim[0] * h * w * 3), 1);
     size_t mark = arena_mark(a);
-    tensor video;
-    if (from == LATENTS) {
+    tensor video;               /* [T][H][W][3] */
+    if (from == LATENTS) {      /* latents -> -1..1 */
         scale_to(latents, latents, 1 / c->scaling_factor);
         video = vae_decode(r, j->vae, latents);
         check_finite(video, "decoded", vae_weights(j->vae), NULL);      /* clamping would hide an infinity */
@@ -1253,7 +1241,7 @@ static unsigned char *decode_frames(const run *r, const job *j, tensor latents, 
         video = tensor_new(a, size);
         given(r, video, CHANNELS_FIRST, "decoded");
     }
-    if (from < VIDEO) {
+    if (from < VIDEO) {         /* -1..1 -> 0..1 */
         dump(r, video, CHANNELS_FIRST, "decoded");
         if (c->mode != SLICE_CACHE)
             smooth(r, j->vae, video);
@@ -1261,7 +1249,7 @@ static unsigned char *decode_frames(const run *r, const job *j, tensor latents, 
         to_unit(video);
     }
     given(r, video, CHANNELS_FIRST, "video");
-    if (from < FRAMES) {
+    if (from < FRAMES) {        /* 0..1 -> 0..255 */
         dump(r, video, CHANNELS_FIRST, "video");
         to_bytes(bytes, video);
     }
@@ -1272,28 +1260,33 @@ static unsigned char *decode_frames(const run *r, const job *j, tensor latents, 
     return bytes;
 }
 
-/* What of the sampling a run asks for: all of it, unless --inject gives stages or --stop-after ends it early. Goes
- * backwards from the end: a call whose latents are asked for and not given asks for those before it. Rules with a
- * memory (DPM++, PNDM, TeaCache) need all earlier calls. */
-static demand demand_of(const run *r, const job *j, int64_t calls)
+/* ---------------------------------------------------------------- pipeline: what is asked for
+ *
+ * All of the sampling, unless --inject gives stages or --stop-after ends the run early. Then backwards from the end: a
+ * call whose latents are asked for and not given asks for those before it. Rules with a memory (DPM++, PNDM, TeaCache)
+ * need all earlier calls.
+ */
+static void ask(const run *r, const job *j, sampling *m)
 {
     int step = INT_MAX;
+    int64_t calls = m->s.calls;
     bool remembers = j->scheduler == DPMPP || j->scheduler == PNDM || j->tea_threshold != 0;
     bool whole = !r->hooks || (!r->hooks->ngiven && !r->hooks->stop_after);
-    demand d = { .calls = allocate((size_t)calls, 1), .tokens = whole || stops_at(r, "clip.*"),
-                 .inpaint = whole || stops_at(r, "pixels") || stops_at(r, "mask*") };
-    bool early = !whole && (d.tokens || d.inpaint || stops_at(r, "noise"));
-    bool wanted = !early && !is_given(r, "decoded") && !is_given(r, "video") && !is_given(r, "frames");
+    bool to_inpaint = stops_at(r, "pixels") || stops_at(r, "mask*"), to_tokens = stops_at(r, "clip.*");
+    bool wanted = !to_inpaint && !to_tokens && !stops_at(r, "noise") &&
+                  !is_given(r, "decoded") && !is_given(r, "video") && !is_given(r, "frames");
+    m->asks_inpaint = whole || to_inpaint;
+    m->asks_tokens = whole || to_tokens;
+    m->asked = allocate((size_t)calls, 1);
     stop_numbers(r, "step.%d", &step);
     for (int64_t i = step < calls ? step : calls - 1; i >= 0; i--) {
         wanted = wanted && (remembers || !is_given(r, "step.%03d.latents", (int)i));
-        d.calls[i] = wanted;
+        m->asked[i] = wanted;
         if (!wanted || is_given(r, "step.%03d.pred", (int)i) || is_given(r, "step.%03d.out", (int)i))
             continue;
-        d.inpaint |= dit_sees_latents(r, j->dit, i);
-        d.tokens |= sees_image(j, i, calls) && !is_given(r, "step.%03d.image", (int)i);
+        m->asks_inpaint |= dit_sees_latents(r, j->dit, i);
+        m->asks_tokens |= sees_image(j, i, calls) && !is_given(r, "step.%03d.image", (int)i);
     }
-    return d;
 }
 
 /* ---------------------------------------------------------------- pipeline: preview
@@ -1317,11 +1310,12 @@ static tensor coloured_squares(arena *a, const vae_config *c)
     return x;
 }
 
-/* Solves n equations of n unknowns with three right sides, a [n][n + 3], by elimination: its last columns become the
- * solutions. The matrix of least squares is symmetric and positive, and needs no pivoting. */
-static void solve(double *a, int64_t n)
+/* Solves n equations of n unknowns with three right sides, a [n][n + 3], by elimination -> [n][3]; a is changed. The
+ * matrix of least squares is symmetric and positive, and needs no pivoting. */
+static double *solve(double *a, int64_t n)
 {
     int64_t width = n + 3;
+    double *solution = allocate((size_t)(n * 3), sizeof *solution);
     for (int64_t i = 0; i < n; i++)
         for (int64_t row = 0; row < n; row++) {
             double part = a[row * width + i] / a[i * width + i];
@@ -1329,7 +1323,8 @@ static void solve(double *a, int64_t n)
                 a[row * width + k] -= part * a[i * width + k];
         }
     for (int64_t i = 0; i < 3 * n; i++)
-        a[i / 3 * width + n + i % 3] /= a[i / 3 * width + i / 3];
+        solution[i] = a[i / 3 * width + n + i % 3] / a[i / 3 * width + i / 3];
+    return solution;
 }
 
 /* [Z + 1][3]: 0..255 of each colour, by latent and a constant; zeros while planning.
@@ -1345,7 +1340,6 @@ static double *preview_fit(const run *r, const job *j)
     size_t mark = arena_mark(r->arena);
     tensor pixels = coloured_squares(r->arena, c), moments = vae_encode(&inner, j->vae, pixels);
     double *sums = allocate((size_t)(n * width), sizeof *sums), *own = allocate((size_t)width, sizeof *own);
-    double *fit = allocate((size_t)(n * 3), sizeof *fit);
     int64_t places = pixels.data ? tensor_count(moments) / (2 * z) : 0, across = pixels.dim[2] / scale;
     for (int64_t i = 0; i < n; i++)
         sums[i * width + i] = 1e-3;
@@ -1357,9 +1351,7 @@ static double *preview_fit(const run *r, const job *j)
         for (int64_t u = 0; u < n * width; u++)
             sums[u] += own[u / width] * own[u % width];
     }
-    solve(sums, n);
-    for (int64_t i = 0; i < n * 3; i++)
-        fit[i] = sums[i / 3 * width + n + i % 3];
+    double *fit = solve(sums, n);
     free(sums);
     free(own);
     arena_reset(r->arena, mark);
@@ -1514,25 +1506,27 @@ static void checkpoint_open(const job *j, struct checkpoint *k, double *work)
         read_elements(t, work);
 }
 
-/* FILE anew: these entries, and before them the tensors that it had, where they are kept. */
+/* FILE anew: its identity; the tensors that it had, where they are kept; these entries, as far as they have data; the
+ * work so far; and the sum. */
 static void checkpoint_write(struct checkpoint *k, const st_entry *entries, int count, bool keep)
 {
-    int64_t kept = keep && k->file ? k->file->count : 0;
+    int64_t kept = keep && k->file ? k->file->count - 2 : 0;        /* without work and sum */
     st_entry *list = allocate((size_t)(kept + count + 3), sizeof *list);
-    int n = 1;
-    list[0] = (st_entry){ .name = "identity", .type = U64, .shape = SHAPE(IDENTITY), .data = k->identity };
-    for (int64_t i = 1; i + 2 < kept; i++) {        /* all but identity, work and sum */
-        const st_tensor *t = &k->file->tensors[i];
+    int n = 0;
+    list[n++] = (st_entry){ .name = "identity", .type = U64, .shape = SHAPE(IDENTITY), .data = k->identity };
+    for (; n < kept; n++) {
+        const st_tensor *t = &k->file->tensors[n];
         unsigned char *turned = file_order(t->data, (size_t)t->count, (size_t)dtype_bits[t->type] / 8);
-        list[n] = (st_entry){ .name = t->name, .type = t->type, .shape = { .ndim = t->ndim },
-                              .data = turned ? turned : t->data };
-        memcpy(list[n++].shape.dim, t->dim, (size_t)t->ndim * sizeof *t->dim);
+        list[n] = (st_entry){ t->name, t->type, { .ndim = t->ndim }, turned ? turned : t->data };
+        memcpy(list[n].shape.dim, t->dim, (size_t)t->ndim * sizeof *t->dim);
     }
-    memcpy(list + n, entries, (size_t)count * sizeof *list);
-    list[n + count] = (st_entry){ .name = "work", .type = F64, .shape = SHAPE(WORKS), .data = k->work };
-    list[n + count + 1] = (st_entry){ .name = "sum", .type = U64, .shape = SHAPE(1) };
-    safetensors_write(k->path, list, n + count + 2);
-    for (int i = 1; i < n; i++)         /* on big-endian hosts */
+    for (int i = 0; i < count; i++)
+        if (entries[i].data)
+            list[n++] = entries[i];
+    list[n++] = (st_entry){ .name = "work", .type = F64, .shape = SHAPE(WORKS), .data = k->work };
+    list[n++] = (st_entry){ .name = "sum", .type = U64, .shape = SHAPE(1) };
+    safetensors_write(k->path, list, n);
+    for (int i = 1; i < kept; i++)      /* turned, on big-endian hosts */
         if (list[i].data != k->file->tensors[i].data)
             free((void *)(uintptr_t)list[i].data);
     free(list);
@@ -1584,12 +1578,13 @@ void slice_save(const run *r, tensor out)
     checkpoint_write(r->checkpoint, &slice, 1, true);
 }
 
-/* What sampling carries from one call to the next, as entries; returns their number. Both of TeaCache's tensors are
- * made again (rebuild_tea). */
+/* What sampling carries from one call to the next, in a table that is written and read. Both of TeaCache's tensors are
+ * made again (rebuild_tea); not every run has the others. */
 enum { STATE = 16 };
-static int state_entries(sampling *m, st_entry list[STATE])
+typedef struct { st_entry entries[STATE]; } state;
+static state state_of(sampling *m)
 {
-    const st_entry all[STATE] = {
+    return (state){ {
         entry_of("latents", m->latents), entry_of("inpaint", m->inpaint), entry_of("teacache.input", m->tea_input),
         entry_of("history.0", m->s.history[0]), entry_of("history.1", m->s.history[1]),
         entry_of("history.2", m->s.history[2]), entry_of("history.3", m->s.history[3]),
@@ -1599,31 +1594,26 @@ static int state_entries(sampling *m, st_entry list[STATE])
         { "teacache.sum", F64, SHAPE(1), &m->tea.sum }, { "teacache.call", I64, SHAPE(1), &m->tea_call },
         { "teacache.computed", I64, SHAPE(m->s.calls), m->computed },
         { "teacache.delta", F64, SHAPE(m->s.calls), m->delta },
-    };
-    int n = 0;
-    for (int i = 0; i < STATE; i++)
-        if (all[i].data)        /* not every run has every tensor */
-            list[n++] = all[i];
-    return n;
+    } };
 }
 
 /* After every step: FILE has this state, and slices no more. */
 static void state_save(const run *r, sampling *m)
 {
-    st_entry list[STATE];
     if (!r->checkpoint)
         return;
-    checkpoint_write(r->checkpoint, list, state_entries(m, list), false);
+    state all = state_of(m);
+    checkpoint_write(r->checkpoint, all.entries, STATE, false);
     r->checkpoint->slices = 0;
 }
 
 /* The state of FILE, if it has one: before the first step it holds slices only. */
 static bool state_restored(const run *r, sampling *m)
 {
-    st_entry list[STATE];
-    int n = state_entries(m, list), found = 0;
-    for (int i = 0; i < n; i++)
-        found += restored(r, list[i]);
+    state all = state_of(m);
+    int found = 0;
+    for (int i = 0; i < STATE; i++)
+        found += restored(r, all.entries[i]);
     return found > 0;
 }
 
@@ -1754,7 +1744,7 @@ void progress(const run *r, const char *stage, int64_t done, int64_t total)
             r->checkpoint->file ? r->checkpoint->path : "nothing had been computed yet");
     double time = now(), part = (double)done / (double)total;
     bool block = !strcmp(stage, "block"), denoise = !strcmp(stage, "denoise");
-    bool begins = !block && (!p->stage || strcmp(p->stage, stage) || done < p->done);
+    bool begins = !block && (!p->stage || strcmp(p->stage, stage) != 0 || done < p->done);
     if (begins) {
         p->stage = stage;
         p->stage_start = time;
@@ -2803,7 +2793,7 @@ static void check_model(const job *j)
             "out");
 }
 
-/* DPM++ takes one point more than steps (fill_timesteps); PNDM three steps for its warm-up and one to go to. For some
+/* DPM++ takes one point more than steps (step_time); PNDM three steps for its warm-up and one to go to. For some
  * counts numpy.arange has a number too many for `trailing`, and the public classes go on to a timestep of -1. */
 static void check_count(const job *j)
 {
@@ -2818,7 +2808,7 @@ static void check_count(const job *j)
             (long long)j->steps, (long long)j->steps + 1);
 }
 
-/* Says what the options that are off by default change. h, w: of the clip, in pixels. (TeaCache: report_tea.) */
+/* Says what the options that are off by default change. h, w: of the clip, in pixels. (TeaCache: end_sampling.) */
 static void report_changes(const job *j, int64_t h, int64_t w)
 {
     static const char *const modes[] = { "off", "lite", "strong", "extreme" };
