@@ -75,8 +75,7 @@ typedef struct {
     command command;
     const char *model, *out, *latents, *class;      /* class: compare's limits */
     const char **files; int nfiles;         /* what stands beside the options */
-    bool stdin_read;
-    int code;                               /* the exit code: check's verdict */
+    bool stdin_read; int code;              /* code: the exit code, check's verdict */
     /* the clip: what is given of it, and what it shall be */
     image start[MAX_PICTURES], end[MAX_GIVEN];  /* after open_generate: resized to width x height */
     int starts, ends;
@@ -92,8 +91,7 @@ typedef struct {
     /* what is made of the model's files */
     const safetensors *loras[MAX_FILES]; double lora_scales[MAX_FILES]; int nloras;
     fp8_mode fp8; dtype fp8_type;
-    vae_tiling tiling;
-    bool allow_unknown;
+    vae_tiling tiling; bool allow_unknown;
     /* the run: what is watched, kept and told */
     hooks *hooks;                           /* NULL: nobody looks into the run */
     const char *filters[MAX_FILES * 16];    /* hooks point here */
