@@ -157,7 +157,7 @@ static void dump_timesteps(const run *r, const scheduler *s);
 static tensor fresh_noise(arena *a, generator *g, shape s);                     /* [F][h][w][Z] */
 static void stage(const run *r, tensor x, const weights *a, const weights *b, const char *name, ...) PRINTF(5, 6);
 static void scale_to(tensor y, tensor x, double p);                             /* y = p x */
-static void ask(const run *r, const job *j, sampling *m);                       /* fills asked, asks_... */
+static void mark_asked(const run *r, const job *j, sampling *m);                /* fills asked, asks_... */
 static tensor inpaint_latents(const run *r, const job *j, shape latents);       /* pictures -> [F][h][w][2 Z] */
 static tensor clip_tokens(const run *r, const job *j);                          /* picture -> [patches][hidden_size] */
 static void check_finite(tensor x, const char *stage, const weights *first, const weights *second);
@@ -186,7 +186,7 @@ static unsigned char *generate(const run *r, const job *j, int64_t *frames)
     stage(r, m.latents, NULL, NULL, "noise");
     scale_to(m.latents, m.latents, m.s.init_noise_sigma);
 
-    ask(r, j, &m);
+    mark_asked(r, j, &m);
     if (m.asks_inpaint)
         m.inpaint = inpaint_latents(r, j, size);        /* [F][h][w][2 Z] */
     if (m.asks_tokens)
@@ -354,7 +354,7 @@ static tensor sample_posterior(arena *a, tensor moments, generator *g, double sc
     int64_t z = moments.dim[3] / 2;
     tensor x = fresh_noise(a, g, SHAPE(moments.dim[0], moments.dim[1], moments.dim[2], z));
     for (int64_t i = 0; i < tensor_count(x) && x.data; i++) {
-        const real *m = &moments.data[i / z * 2 * z + i % z];
+        const real *m = moments.data + i / z * 2 * z + i % z;      /* mean; logvar is Z further on */
         double logvar = (double)m[z];
         real std = (real)exp_own((logvar < -30 ? -30 : logvar > 20 ? 20 : logvar) / 2);
         x.data[i] = (*m + std * x.data[i]) * (real)scaling;
@@ -1264,7 +1264,7 @@ static unsigned char *decode_frames(const run *r, const job *j, tensor latents, 
  * call whose latents are asked for and not given asks for those before it. Rules with a memory (DPM++, PNDM, TeaCache)
  * need all earlier calls.
  */
-static void ask(const run *r, const job *j, sampling *m)
+static void mark_asked(const run *r, const job *j, sampling *m)
 {
     int step = INT_MAX;
     int64_t calls = m->s.calls;
