@@ -1407,8 +1407,9 @@ static void preview_write(const job *j, const double *fit, const scheduler *s, t
  *     sum U64 [1]                     over every byte before it
  *
  * Nothing in it depends on when it was written, so any process may go on from any file of the same identity, and two
- * that work on the same one do no harm. Not in it, because they are larger than everything else and computed again:
- * TeaCache's two tensors (one call), and the frames that a cached VAE remembers (it decodes from its first slice).
+ * that work on the same one do no harm. Not in it: CLIP's tokens, which take seconds; and, because they are larger than
+ * everything else, TeaCache's two tensors (one call makes them again) and the frames that a cached VAE remembers (it
+ * decodes from its first slice).
  */
 enum { PROGRAM, COMMAND_LINE, PICTURES, MODEL_FILES, IDENTITY };
 
