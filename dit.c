@@ -175,6 +175,7 @@ static void read_preprocessor(const char *folder, clip_config *c)
  * trained with; gelu, in later ones, is x/2 (1 + erf(x / sqrt(2))). */
 static clip_config read_clip_config(const char *folder)
 {
+    static const char *const acts[] = { "quick_gelu", "gelu" };
     config f = config_open(folder, "config.json");
     if (json_kind(json_member(f.root, "vision_config")) == '{')
         f.root = json_member(f.root, "vision_config");
@@ -188,11 +189,7 @@ static clip_config read_clip_config(const char *folder)
         .layer_norm_eps = config_real(f, "layer_norm_eps", 1e-5),
     };
     config_int(f, "num_channels", 3, 3, 3);
-    char *act = config_word(f, "hidden_act", "quick_gelu");
-    if (strcmp(act, "quick_gelu") && strcmp(act, "gelu"))
-        config_refuse(f, "hidden_act", "expected quick_gelu or gelu");
-    c.hidden_act = strcmp(act, "gelu") ? QUICK_GELU : GELU_ERF;
-    free(act);
+    c.hidden_act = config_choice(f, "hidden_act", "quick_gelu", acts, 2) ? GELU_ERF : QUICK_GELU;
     if (c.hidden_size % c.num_attention_heads)
         config_refuse(f, "num_attention_heads", "expected a divisor of hidden_size %lld", (long long)c.hidden_size);
     if (c.patch_size > c.image_size)
@@ -441,10 +438,7 @@ static dit_config read_dit_config(const char *folder)
     if (!(ratio > 0 && ratio < 1000) || (double)c.hidden_size * ratio < 1)
         config_refuse(f, "mlp_ratio", "expected a positive ratio");
     c.inner = (int64_t)((double)c.hidden_size * ratio);     /* Python's int(): 2816 * 4.3637 is 12288 */
-    char *act = config_word(f, "activation_fn", "gelu-approximate");
-    if (strcmp(act, "gelu-approximate"))
-        config_refuse(f, "activation_fn", "expected gelu-approximate; nothing else is supported");
-    free(act);
+    config_choice(f, "activation_fn", "gelu-approximate", (const char *const[]){ "gelu-approximate" }, 1);
     check_dit_config(f, &c, config_int(f, "hidden_size", 1152, 1, 1 << 20));
     return c;
 }

@@ -86,26 +86,6 @@ static bool is_euler(sched_type t) { return t == EULER || t == EULER_A; }
 /* Whose tables are sigmas; the other two work on alphas_cumprod and timesteps. */
 static bool has_sigmas(sched_type t) { return is_euler(t) || t == DPMPP; }
 
-/* The place of a word in a list, or -1. */
-static int place_of(const char *word, const char *const *words, int count)
-{
-    for (int i = 0; i < count; i++)
-        if (!strcmp(word, words[i]))
-            return i;
-    return -1;
-}
-
-/* The place of a field's word in a list; dies naming the nearest. */
-static int read_choice(config f, const char *field, const char *otherwise, const char *const *words, int count)
-{
-    char *word = config_word(f, field, otherwise);
-    int place = place_of(word, words, count);
-    if (place < 0)
-        config_refuse(f, field, "which is not supported; %s is near", nearest_word(word, words, count));
-    free(word);
-    return place;
-}
-
 /* Dies where a variant that is not here is switched on. All of them are off by default in their class. */
 static void refuse_true(config f, const char *field)
 {
@@ -116,7 +96,7 @@ static void refuse_true(config f, const char *field)
 /* Dies where a field names a variant other than the one that is here, which is also its class's default. */
 static void refuse_other(config f, const char *field, const char *only)
 {
-    read_choice(f, field, only, &only, 1);
+    config_choice(f, field, only, &only, 1);
 }
 
 /* Dies where a field asks for a variant that is not here. Only the fields that the type's class has are looked at,
@@ -138,7 +118,7 @@ static void refuse_unsupported(config f, sched_type type)
     }
     if (type == DPMPP) {
         refuse_other(f, "algorithm_type", "dpmsolver++");
-        read_choice(f, "solver_type", "midpoint", midpoints, 4);
+        config_choice(f, "solver_type", "midpoint", midpoints, 4);
         config_int(f, "solver_order", 2, 2, 2);
         json clipped = config_member(f, "lambda_min_clipped");
         if (json_kind(clipped) && !(json_number(clipped) < -1e300))
@@ -182,9 +162,9 @@ sched_config sched_read(const char *folder, sched_type type)
         .num_train_timesteps = config_int(f, "num_train_timesteps", 1000, 2, 1000000),
         .steps_offset = config_int(f, "steps_offset", 0, 0, 1000000),
         .beta_start = config_real(f, "beta_start", 0.0001), .beta_end = config_real(f, "beta_end", 0.02),
-        .beta_schedule = beta_schedules[read_choice(f, "beta_schedule", "linear", beta_schedules, 3)],
-        .prediction_type = (prediction)read_choice(f, "prediction_type", "epsilon", predictions, 3),
-        .timestep_spacing = (spacing)read_choice(f, "timestep_spacing", leading ? "leading" : "linspace", spacings, 3),
+        .beta_schedule = beta_schedules[config_choice(f, "beta_schedule", "linear", beta_schedules, 3)],
+        .prediction_type = (prediction)config_choice(f, "prediction_type", "epsilon", predictions, 3),
+        .timestep_spacing = (spacing)config_choice(f, "timestep_spacing", leading ? "leading" : "linspace", spacings, 3),
         .set_alpha_to_one = config_bool(f, "set_alpha_to_one", ddim),
         .clip_sample = ddim && config_bool(f, "clip_sample", true),
         .clip_sample_range = config_real(f, "clip_sample_range", 1.0),

@@ -113,6 +113,7 @@ enum { DONE = 0, DIFFERS = 1, BAD_INPUT = 2, SYSTEM_ERROR = 3 };   /* exit codes
 _Noreturn void die(int code, const char *format, ...) PRINTF(2, 3);
 void *allocate(size_t count, size_t size);          /* zeroed; dies with SYSTEM_ERROR when there is no memory */
 char *text_of(const char *format, ...) PRINTF(1, 2);/* a new string */
+int place_of(const char *word, const char *const *words, int count);    /* -1: not there */
 const char *nearest_word(const char *word, const char *const *words, int count);    /* smallest edit distance */
 void remove_temporaries(void);                      /* half-written outputs; called by die() and signal handlers */
 bool file_exists(const char *path);                 /* dies where the system cannot say */
@@ -138,6 +139,7 @@ int64_t config_int(config c, const char *field, int64_t otherwise, int64_t least
 double config_real(config c, const char *field, double otherwise);      /* NAN: no default */
 bool config_bool(config c, const char *field, bool otherwise);
 char *config_word(config c, const char *field, const char *otherwise);  /* NULL: no default */
+int config_choice(config c, const char *field, const char *otherwise, const char *const *words, int count);  /* place */
 int config_ints(config c, const char *field, int64_t *list, int most);  /* count; -1: absent; dies beyond `most` */
 int config_words(config c, const char *field, char **list, int most);   /* also a Python tuple or list in a string */
 json config_member(config c, const char *field);    /* null counts as absent, as in every getter */

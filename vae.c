@@ -93,28 +93,6 @@ static void read_block_types(config file, const char *field, const char *directi
     free(both);
 }
 
-/* The names stand in the order of mid_attention. */
-static mid_attention read_attention_type(config file)
-{
-    static const char *const names[] = { "3d", "spatial", "temporal", "spatial_temporal" };
-    char *word = config_word(file, "mid_block_attention_type", "3d");
-    for (int i = 0; i < 4; i++)
-        if (!strcmp(word, names[i])) {
-            free(word);
-            return (mid_attention)i;
-        }
-    config_refuse(file, "mid_block_attention_type", "expected 3d, spatial, temporal or spatial_temporal");
-}
-
-/* Fields that have one supported value, by one or two names. */
-static void expect_word(config file, const char *field, const char *expected, const char *alias)
-{
-    char *word = config_word(file, field, expected);
-    if (strcmp(word, expected) && strcmp(word, alias))
-        config_refuse(file, field, "expected %s; nothing else is supported", expected);
-    free(word);
-}
-
 /* use_gc_blocks is null, or a list of booleans, one a level. */
 static void refuse_gc_blocks(config file)
 {
@@ -198,6 +176,7 @@ static slice_mode read_slice_mode(config f)
  * scale). What --vae-tiling says replaces the file's tiles. */
 static vae_config read_config(const char *folder, vae_tiling tiles)
 {
+    static const char *const attentions[] = { "3d", "spatial", "temporal", "spatial_temporal" };  /* as mid_attention */
     config f = config_open(folder, "config.json");
     vae_config c = {
         .file = f,
@@ -210,7 +189,7 @@ static vae_config read_config(const char *folder, vae_tiling tiles)
         .mini_batch_encoder = config_int(f, "mini_batch_encoder", 9, 1, 100000),
         .mini_batch_decoder = config_int(f, "mini_batch_decoder", 3, 1, 100000),
         .mid_block_use_attention = config_bool(f, "mid_block_use_attention", true),
-        .mid_block_attention_type = read_attention_type(f),
+        .mid_block_attention_type = (mid_attention)config_choice(f, "mid_block_attention_type", "3d", attentions, 4),
         .mid_block_num_attention_heads = config_int(f, "mid_block_num_attention_heads", 1, 1, 65536),
         .spatial_group_norm = config_bool(f, "spatial_group_norm", false),
         .tile_sample_min_size = config_int(f, "tile_sample_min_size", 384, 1, 1 << 20),
@@ -229,8 +208,8 @@ static vae_config read_config(const char *folder, vae_tiling tiles)
     c.tile_latent_min_size = c.tile_sample_min_size / vae_scale(&c);
     read_block_types(f, "down_block_types", "Down", c.levels, c.down_time);
     read_block_types(f, "up_block_types", "Up", c.levels, c.up_time);
-    expect_word(f, "mid_block_type", "MidBlock3D", "MidBlock3D");
-    expect_word(f, "act_fn", "silu", "swish");
+    config_choice(f, "mid_block_type", "MidBlock3D", (const char *const[]){ "MidBlock3D" }, 1);
+    config_choice(f, "act_fn", "silu", (const char *const[]){ "silu", "swish" }, 2);    /* two names of one function */
     refuse_gc_blocks(f);
     check_config(f, &c, tiles.given);
     return c;
