@@ -16,7 +16,7 @@
  *         [F][h][w][3 Z]          30 48 84 48      latents, mask latents, masked latents, side by side
  *         [N][D]                  30240 2816       patch_tokens: every p x p = 2 x 2 latents are a token
  *         [B][D]                  2 2816           time_embedding: temb, of the timestep t, plus extra
- *         [N][D] for each row     30240 2816       run_blocks: 40 times block; long skips from the first half to the second
+ *         [N][D] for each row     30240 2816       run_blocks: 40 times block, with long skips
  *         [N][D] for each row     30240 2816       norm_out: LayerNorm, scaled and shifted by temb
  *         [B][F][h][w][2 Z]       2 30 48 84 32    project_out; the first Z channels are the prediction
  *
@@ -453,16 +453,17 @@ static attention_layer bind_attention(weights *w, const dit_config *c, const cha
     int64_t d = c->hidden_size, head = c->attention_head_dim;
     return (attention_layer){
         .to_q = bind_linear(w, d, d, "%s.%s.to_q", at, name), .norm_q = bind_norm(w, head, "%s.%s.norm_q", at, name),
-        .to_k = bind_linear(w, d, source, "%s.%s.to_k", at, name), .norm_k = bind_norm(w, head, "%s.%s.norm_k", at, name),
+        .to_k = bind_linear(w, d, source, "%s.%s.to_k", at, name),
+        .norm_k = bind_norm(w, head, "%s.%s.norm_k", at, name),
         .to_v = bind_linear(w, d, source, "%s.%s.to_v", at, name),
         .to_out = bind_linear(w, d, d, "%s.%s.to_out.0", at, name),             /* .1 is a dropout */
     };
 }
 
 /* blocks.I, in the order of its sublayers. Up to the middle a block has no skip_norm and skip_linear (public:
- * skip=layer > num_layers // 2). The time table is a buffer of the public class, so checkpoints usually have it, rounded
- * to their own type; PyTorch loads it over the one that it computed, and so does time_row: the formula would be more
- * exact, but not the model's. */
+ * skip=layer > num_layers // 2). The time table is a buffer of the public class, so checkpoints usually have it,
+ * rounded to their own type; PyTorch loads it over the one that it computed, and so does time_row: the formula would be
+ * more exact, but not the model's. */
 static void bind_block(weights *w, const dit_config *c, block_weights *b, int64_t i)
 {
     int64_t d = c->hidden_size, x = c->cross_attention_dim;
@@ -1368,7 +1369,7 @@ static bool tea_update(arena *a, tea_cache *t, const dit *d, tensor patch, tenso
     return t->computed;
 }
 
-/* y = x + sign * patch, patch [N][D] for each row of x and y: the stream is residual + patch, the residual stream - patch. */
+/* y = x + sign * patch, patch [N][D] for every row: stream = residual + patch, residual = stream - patch. */
 static void add_patch(tensor y, tensor x, tensor patch, real sign)
 {
     for (int64_t i = 0; i < tensor_count(y) && y.data; i++)
