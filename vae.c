@@ -20,7 +20,7 @@
  *                    [T][H][W][3]      8 384 672 3       conv_norm_out, SiLU, conv_out
  *
  * So a latent is 8 x 8 pixels of 4 frames: 768 numbers become 16. What is encoded for frames that are not given: black
- * pictures (-1), next to a second video, the mask, that holds 1 where the first does not count (apply_mask in ruyi.c).
+ * pictures (-1), and in a second video, the mask, 1 where the first does not count (fill_pixels, apply_mask in ruyi.c).
  *
  * A video is coded in slices along time (slice_next), a large picture in tiles (code_tiles). Both bound the memory, and
  * both change the numbers: GroupNorm and attention see only what is in the slice and the tile. So they are part of the
@@ -351,29 +351,30 @@ vae *vae_open(const char *folder, bool encoder, bool decoder, vae_tiling tiles, 
  *     0 0 [0 1 2 3 4 5]     frame t of the output sees t-2, t-1, t
  *
  * A whole clip at once would need its activations at full resolution, so it is cut into slices, in one of four ways.
- * Seven latents, mini_batch_decoder 2; [] what comes out of a slice, - a frame of zeros:
+ * Seven latents, mini_batch_decoder 2; [] what comes out of a slice, - a frame of zeros; first the public padding_flag:
  *
- *     SLICE_NONE          PAD_REPLICATE     0 0 [0   1   2   3   4   5   6]     everything at once
+ *     SLICE_NONE          0 PAD_REPLICATE     0 0 [0   1   2   3   4   5   6]     everything at once
  *
- *     SLICE_MAG           PAD_REPLICATE     0 0 [0   1]                         slices know nothing of each other
- *                         PAD_REPLICATE             2 2 [2   3]
- *                         PAD_REPLICATE                     4 4 [4   5]
- *                         PAD_REPLICATE                             6 6 [6]
+ *     SLICE_MAG           0 PAD_REPLICATE     0 0 [0   1]                         slices know nothing of each other
+ *                         0                           2 2 [2   3]
+ *                         0                                   4 4 [4   5]
+ *                         0                                           6 6 [6]
  *
- *     SLICE_COMPRESSION   PAD_SINGLE          - [0] -                           an odd count: the first frame alone
- *                         PAD_SLICE               - [1   2]  3   4 -            conv_in and mid_block see the slices on
- *                         PAD_SLICE               -  1   2  [3   4]  5   6 -    either side between zeros, up_blocks
- *                         PAD_SLICE                       -  3   4  [5   6] -   only the slice, between zeros
+ *     SLICE_COMPRESSION   1 PAD_SINGLE          - [0] -                           an odd count: the first frame alone
+ *                         2 PAD_SLICE               - [1   2]  3   4 -            conv_in and mid_block see the slices
+ *                         2                         -  1   2  [3   4]  5   6 -    on either side between zeros,
+ *                         2                                 -  3   4  [5   6] -   up_blocks only the slice
  *
- *     SLICE_CACHE         PAD_CACHE_FIRST   0 0 [0   1]                         as plain, but every convolution keeps
- *                         PAD_CACHE_NEXT         r   r  [2   3]                 the last two frames of its padded input
- *                         PAD_CACHE_NEXT                 r   r  [4   5]         (r) for the slice that follows
- *                         PAD_CACHE_NEXT                         r   r  [6]
+ *     SLICE_CACHE         5 PAD_CACHE_FIRST   0 0 [0   1]                         as plain, but every convolution keeps
+ *                         6 PAD_CACHE_NEXT        r   r  [2   3]                  the last two frames of its padded
+ *                         6                               r   r  [4   5]          input (r) for the slice that follows
+ *                         6                                       r   r  [6]
  *
- * Neighbours soften the seams that zeros make; with the cache, convolutions have no seams at all. GroupNorm, attention
- * and the doubling of frames always end at the borders of what is seen. The encoder knows neither neighbours nor a
- * cache: in the last two modes it has a single first frame where the count is odd, then slices of mini_batch_encoder
- * between zeros. Encoder.forward, Decoder.forward; the numbers of padding_flag are in ruyi.h. */
+ * So flag 6 puts in front what the convolution kept from the slice before, and keeps two frames anew: to convolutions
+ * there never was a cut. The neighbours of flag 2 only soften the seams that its zeros make. GroupNorm, attention and
+ * the doubling of frames always end at the borders of what is seen. The encoder knows neither neighbours nor a cache:
+ * in the last two modes it has a single first frame where the count is odd, then slices of mini_batch_encoder between
+ * zeros. Encoder.forward, Decoder.forward. */
 
 /* Frames [first, first + count) of the input, and how many neighbours on either side are seen, too. */
 typedef struct { int64_t first, count, before, after; pad_mode time; } slice;
@@ -475,9 +476,9 @@ typedef struct {
 enum { STAGE_NAME = 64 };
 
 /* y [T'][H'][W'][Cout] = a causal 3 x 3 x 3 convolution of x [T][H][W][Cin]; s has its stride and padding in space, the
- * slice has the padding in time. The public code keeps prev_features in every CausalConv3d (common.py); here
- * convolutions are told apart by their order, which is the same in every slice. Caches lie at the arena's high end, out
- * of the way of the stack. */
+ * slice has the padding in time. With flags 5 and 6 the public CausalConv3d (common.py) keeps prev_features in itself;
+ * here convolutions are told apart by their order, which is the same in every slice. Caches lie at the arena's high
+ * end, out of the way of the stack. */
 static void causal_conv_to(pass *p, tensor y, tensor x, layer l, conv_spec s)
 {
     s.kernel[0] = s.kernel[1] = s.kernel[2] = 3;
@@ -500,9 +501,9 @@ static tensor causal_conv(pass *p, tensor x, layer l)
     return y;
 }
 
-/* y = SiLU(GroupNorm(x)), eps 1e-6. A group's mean and variance are taken over its channels and all pixels of all
- * frames of the slice, so a frame's numbers depend on the frames it is sliced with. With spatial_group_norm (the public
- * set_3dgroupnorm) they are taken frame by frame. */
+/* y = SiLU(GroupNorm(x)), eps 1e-6. A trap: a group's mean and variance are taken over its channels and all pixels of
+ * all frames of the slice, so a frame's numbers depend on the frames that it is sliced with. They are taken frame by
+ * frame only with spatial_group_norm (the public set_3dgroupnorm, whose name says the opposite). */
 static void norm_silu(pass *p, tensor y, tensor x, layer l)
 {
     group_norm(p->a, y, x, p->c->norm_num_groups, p->c->spatial_group_norm ? 1 : x.dim[0], l, true);
@@ -543,8 +544,9 @@ static void swap_axes(tensor y, tensor x, int64_t a, int64_t b)
 }
 
 /* h += to_out(attention(group_norm(h))), h [T][H][W][C]; `span` frames make one sequence of span * H * W tokens, and
- * sequences do not see each other: span T is Attention3D, span 1 SpatialAttention. The norm's statistics are those of
- * the sequence, spatial_group_norm or not, because the public code reshapes before it normalises (attention.py). */
+ * sequences do not see each other: span T is Attention3D, span 1 SpatialAttention. A trap: this norm's statistics are
+ * those of the sequence, spatial_group_norm or not, because the public code reshapes before it normalises
+ * (attention.py); and no SiLU follows it. */
 static void mid_attend(pass *p, tensor h, const attention_weights *b, int64_t span)
 {
     size_t mark = arena_mark(p->a);
@@ -584,7 +586,8 @@ static void mid_attentions(pass *p, tensor x, const attention_weights b[2])
         mid_attend_temporal(p, x, &b[1]);
 }
 
-/* MidBlock3D: attentions stand between residual blocks, so one layer has none. [F][h][w][cL], same size. */
+/* MidBlock3D: attentions stand between residual blocks, so one layer a block means no attention. [F][h][w][cL], same
+ * size. */
 static tensor mid_block(pass *p, tensor x)
 {
     x = residual(p, x, &p->k->mid_convs[0]);
@@ -597,8 +600,8 @@ static tensor mid_block(pass *p, tensor x)
 }
 
 /* [T][H][W][C] -> [T or (T+1)/2][H/2][W/2][C]. Spatial(Temporal)Downsampler3D (downsamplers.py): stride 2 in space, and
- * in time if asked. The picture gets a row of zeros below and a column to the right, none above and left (F.pad of (0,
- * 1, 0, 1)), so output y sees rows 2y, 2y+1, 2y+2. */
+ * in time if asked. A trap: the picture gets a row of zeros below and a column to the right, none above and left (F.pad
+ * of (0, 1, 0, 1)), so output y sees rows 2y, 2y+1, 2y+2. */
 static tensor downsample(pass *p, tensor x, layer l, bool time)
 {
     int64_t frames = time ? frames_down(x.dim[0]) : x.dim[0];
@@ -632,8 +635,8 @@ static void double_frames(tensor y, tensor x, bool nearest)
 
 /* [T][H][W][C] -> [T or frames_up(T)][2H][2W][C]. Spatial(Temporal)Upsampler3D (upsamplers.py): nearest x 2 in space,
  * which the convolution does while it reads, so the enlarged picture is never stored; then in time x 2 if asked. A
- * plain slice keeps its first frame single, a single frame stays one. The public code takes "nearest" for the frames
- * where spatial_group_norm is set. */
+ * trap: frames are interpolated linearly, but "nearest" where spatial_group_norm is set, although this is no norm; and
+ * a plain slice (flag 0) keeps its first frame single, as a single frame (flag 1) stays one. */
 static tensor upsample(pass *p, tensor x, layer l, bool time)
 {
     tensor y = tensor_new(p->a, SHAPE(x.dim[0], 2 * x.dim[1], 2 * x.dim[2], x.dim[3]));
@@ -979,25 +982,26 @@ int64_t vae_tiles(const vae_config *c, bool decode, int64_t h, int64_t w)
     return g.rows * g.columns;
 }
 
-/* pixels [T][H][W][3] in -1..1 -> moments [F][h][w][2 Z]: mean, then log variance, not clamped. Tiles where either side
- * is larger than a tile. AutoencoderKLMagvit.encode. */
+/* All of a video, in tiles where either side is larger than a tile. */
+static tensor code_all(const run *r, const vae *v, bool decode, tensor in)
+{
+    bool tiled = vae_tiles(&v->config, decode, in.dim[1], in.dim[2]) > 1;
+    return tiled ? code_tiles(r, v, decode, in) : code(r, v, decode, in, &(int){ 0 });
+}
+
+/* pixels [T][H][W][3] in -1..1 -> moments [F][h][w][2 Z]: mean, then log variance, not clamped.
+ * AutoencoderKLMagvit.encode. */
 tensor vae_encode(const run *r, const vae *v, tensor pixels)
 {
-    bool tiled = vae_tiles(&v->config, false, pixels.dim[1], pixels.dim[2]) > 1;
-    if (is_given(r, "vae.moments")) {
-        tensor moments = tensor_new(r->arena, output_shape(&v->config, false, pixels));
-        given(r, moments, CHANNELS_FIRST, "vae.moments");
-        return moments;
-    }
-    return tiled ? code_tiles(r, v, false, pixels) : code(r, v, false, pixels, &(int){ 0 });
+    if (!is_given(r, "vae.moments"))
+        return code_all(r, v, false, pixels);
+    tensor moments = tensor_new(r->arena, output_shape(&v->config, false, pixels));
+    given(r, moments, CHANNELS_FIRST, "vae.moments");
+    return moments;
 }
 
 /* latents [F][h][w][Z], already divided by scaling_factor -> [T][H][W][3], not clamped. AutoencoderKLMagvit.decode. */
-tensor vae_decode(const run *r, const vae *v, tensor latents)
-{
-    bool tiled = vae_tiles(&v->config, true, latents.dim[1], latents.dim[2]) > 1;
-    return tiled ? code_tiles(r, v, true, latents) : code(r, v, true, latents, &(int){ 0 });
-}
+tensor vae_decode(const run *r, const vae *v, tensor latents) { return code_all(r, v, true, latents); }
 
 /* ---------------------------------------------------------------- measurement */
 
