@@ -708,7 +708,7 @@ static void begin_slice(pass *p)
 }
 
 /* Ends the slice's next stage, which made x. Where the stage is given, x becomes it. */
-static tensor stage_done(pass *p, tensor x)
+static tensor slice_stage(pass *p, tensor x)
 {
     char name[STAGE_NAME];
     stage_name(p, p->stage, name);
@@ -727,11 +727,11 @@ static tensor stage_done(pass *p, tensor x)
 static tensor encode_slice(pass *p, tensor pixels)
 {
     begin_slice(p);
-    tensor x = stage_done(p, causal_conv(p, pixels, p->k->conv_in));        /* [T][H][W][c0] */
+    tensor x = slice_stage(p, causal_conv(p, pixels, p->k->conv_in));        /* [T][H][W][c0] */
     for (int64_t i = 0; i < p->c->levels; i++)
-        x = stage_done(p, run_level(p, x, i));                              /* in the end [F][h][w][cL] */
-    x = stage_done(p, mid_block(p, x));                                     /* [F][h][w][cL] */
-    return stage_done(p, head(p, x));                                       /* [F][h][w][2 Z] */
+        x = slice_stage(p, run_level(p, x, i));                              /* in the end [F][h][w][cL] */
+    x = slice_stage(p, mid_block(p, x));                                     /* [F][h][w][cL] */
+    return slice_stage(p, head(p, x));                                       /* [F][h][w][2 Z] */
 }
 
 /* Decoder.single_forward: z [before + count + after][h][w][Z] -> [T][H][W][3]. conv_in and mid_block see the
@@ -739,12 +739,12 @@ static tensor encode_slice(pass *p, tensor pixels)
 static tensor decode_slice(pass *p, tensor z, int64_t before, int64_t count)
 {
     begin_slice(p);
-    tensor x = stage_done(p, causal_conv(p, z, p->k->conv_in));             /* [before + count + after][h][w][cL] */
-    x = stage_done(p, mid_block(p, x));                                     /* the same */
+    tensor x = slice_stage(p, causal_conv(p, z, p->k->conv_in));             /* [before + count + after][h][w][cL] */
+    x = slice_stage(p, mid_block(p, x));                                     /* the same */
     x = arena_return(p->a, p->floor, tensor_part(x, before, count));        /* [count][h][w][cL] */
     for (int64_t i = 0; i < p->c->levels; i++)
-        x = stage_done(p, run_level(p, x, i));                              /* in the end [T][H][W][c0] */
-    return stage_done(p, head(p, x));                                       /* [T][H][W][3] */
+        x = slice_stage(p, run_level(p, x, i));                              /* in the end [T][H][W][c0] */
+    return slice_stage(p, head(p, x));                                       /* [T][H][W][3] */
 }
 
 /* ---------------------------------------------------------------- a whole video of one tile */
