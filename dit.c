@@ -348,6 +348,7 @@ tensor clip_encode(const run *r, const clip *c, image crop)
 enum {
     TIME_ROWS = 512,            /* frames in the time table: PositionalEncoding(max_len=512) in attention.py */
     SINUSOIDS = 256,            /* Timesteps(num_channels=256) in embeddings.py */
+    META = 6 * SINUSOIDS,       /* six numbers of the size condition */
     POOL_HEADS = 8,             /* HunyuanDiTAttentionPool(num_heads=8) in embeddings.py */
 };
 
@@ -505,7 +506,7 @@ static void bind_conditions(weights *w, const dit_config *c, dit *d)
     d->pool_v = bind_linear(w, t5, t5, "time_extra_emb.pooler.v_proj");
     d->pool_c = bind_linear(w, pooled, t5, "time_extra_emb.pooler.c_proj");
     d->style = bind(w, SHAPE(1, size), "time_extra_emb.style_embedder.weight");
-    d->extra_1 = bind_linear(w, 4 * size, 6 * SINUSOIDS + size + pooled, "time_extra_emb.extra_embedder.linear_1");
+    d->extra_1 = bind_linear(w, 4 * size, META + size + pooled, "time_extra_emb.extra_embedder.linear_1");
     d->extra_2 = bind_linear(w, size, 4 * size, "time_extra_emb.extra_embedder.linear_2");
     d->text_1 = bind_linear(w, 4 * t5, t5, "text_embedder.linear_1");
     d->text_2 = bind_linear(w, x, 4 * t5, "text_embedder.linear_2");
@@ -535,7 +536,7 @@ static void bind_resampler(weights *w, const dit_config *c, dit *d)
  * Activations and sums stay `real`, as the public code's autocast widens the weights again. */
 static void choose_fp8(weights *w, fp8_mode mode, dtype t)
 {
-    static const uint64_t least[] = { [FP8_LITE] = 2816 * 2816 + 1, [FP8_STRONG] = 2816 * 2816, [FP8_EXTREME] = 1 };
+    static const uint64_t least[] = { [FP8_LITE] = 2816ul * 2816 + 1, [FP8_STRONG] = 2816ul * 2816, [FP8_EXTREME] = 1 };
     static const char *const kept[] = { "*.style_embedder", "*.norm_[qk]", "clip_projection.ln_*",
                                         "clip_projection.attn.out_proj", NULL };
     if (mode != FP8_OFF)
@@ -653,9 +654,9 @@ static tensor extra_embedding(arena *a, const dit *d, tensor emb2, int64_t heigh
 {
     const double meta[6] = { 1024, 1024, (double)height, (double)width, 0, 0 };
     size_t mark = arena_mark(a);
-    tensor sizes = tensor_new(a, SHAPE(1, 6 * SINUSOIDS));
+    tensor sizes = tensor_new(a, SHAPE(1, META));
     tensor style = widened(a, d->style, SHAPE(1, d->config.hidden_size));
-    for (int i = 0; i < 6 && sizes.data; i++)
+    for (int64_t i = 0; i < 6 && sizes.data; i++)
         sinusoids(meta[i], sizes.data + i * SINUSOIDS);
     tensor x = side_by_side(a, side_by_side(a, pool(a, d, emb2), sizes), style);
     return arena_return(a, mark, two_layers(a, x, d->extra_1, d->extra_2));
@@ -738,12 +739,12 @@ static void resample(arena *a, const dit *d, tensor out, tensor tokens)
     size_t mark = arena_mark(a);
     tensor positions = widened(a, d->positions, SHAPE(queries, x)), q = widened(a, d->query, SHAPE(queries, x));
     tensor value = d->kv_proj.data ? linear(a, tokens, (layer){ .weight = d->kv_proj }) : tokens;   /* [patches][X] */
-    tensor v = like(a, value), k = like(a, value), key_positions = like(a, value);
+    tensor v = like(a, value), key_positions = like(a, value);
     layer_norm(a, v, value, d->ln_kv, 1e-5);
     layer_norm(a, q, q, d->ln_q, 1e-5);
     add(q, positions);
     resize_positions(key_positions, positions, square_root(queries), square_root(patches));
-    tensor_copy(k, v);
+    tensor k = repeated(a, v, 1);
     add(k, key_positions);
     tensor in[3] = { q, k, v };
     for (int i = 0; i < 3; i++) {
@@ -817,14 +818,16 @@ static double *rotary_table(arena *a, const dit_config *c, int64_t gh, int64_t g
 {
     int64_t head = c->attention_head_dim, pairs = head / 4;
     double *table = arena_alloc(a, (size_t)(gh * gw * head), sizeof(double));
-    double base = (double)(512 / 8 / c->patch_size), high = base, wide = base;
+    int64_t side = 512 / 8 / c->patch_size;
+    double base = (double)side, high = base, wide = base;
     if (gh > gw)
         wide = rint(base / (double)gh * (double)gw);
     else
         high = rint(base / (double)gw * (double)gh);
     double top = rint((base - high) / 2), left = rint((base - wide) / 2);
     for (int64_t i = 0; i < gh * gw && table; i++) {
-        double y = top + (double)(i / gw) * (high / (double)gh), x = left + (double)(i % gw) * (wide / (double)gw);
+        int64_t row = i / gw, column = i % gw;
+        double y = top + (double)row * (high / (double)gh), x = left + (double)column * (wide / (double)gw);
         for (int64_t k = 0; k < 2 * pairs; k++) {
             double turn = exp_own(-log_own(10000) * 2 * (double)(k % pairs) / ((double)head / 2));
             double *angle = table + i * head + 2 * k;
@@ -983,9 +986,7 @@ static real enhance_score(const call_state *c, const attention_layer *l, tensor 
 {
     int64_t heads = c->d->config.num_attention_heads, head = c->d->config.attention_head_dim, width = heads * head;
     size_t mark = arena_mark(c->a);
-    tensor plain_q = like(c->a, q), plain_k = like(c->a, k);
-    tensor_copy(plain_q, q);
-    tensor_copy(plain_k, k);
+    tensor plain_q = repeated(c->a, q, 1), plain_k = repeated(c->a, k, 1);
     head_norm_rotary(c->a, plain_q, heads, l->norm_q, 1e-6, NULL, 1);
     head_norm_rotary(c->a, plain_k, heads, l->norm_k, 1e-6, NULL, 1);
     double sum = 0;
@@ -1146,16 +1147,13 @@ static void block(const call_state *c, tensor h, tensor skip)
 /* temb = timestep_embedder(sinusoids(t)) + extra -> [B][D]: what is known about the whole clip, in one vector. */
 static tensor time_embedding(arena *a, const dit *d, const dit_condition *c, double t)
 {
-    tensor temb = tensor_new(a, SHAPE(c->rows, d->config.hidden_size));
     size_t mark = arena_mark(a);
     tensor v = tensor_new(a, SHAPE(1, SINUSOIDS));
     if (v.data)
         sinusoids(t, v.data);
-    tensor e = two_layers(a, v, d->timestep_1, d->timestep_2);
-    tensor_copy(temb, c->extra);
-    add_rows(temb, e, c->rows);
-    arena_reset(a, mark);
-    return temb;
+    tensor temb = repeated(a, two_layers(a, v, d->timestep_1, d->timestep_2), c->rows);
+    add(temb, c->extra);
+    return arena_return(a, mark, temb);
 }
 
 /* pos_embed: [latents, inpaint], [F][h][w][3Z], in patches of p x p -> [N][D], tokens in the order frame, y, x.
@@ -1282,7 +1280,7 @@ static void run_blocks(call_state c, tensor h, int64_t done, int64_t total)
         c.b = &c.d->blocks[i];
         if (needed[i] && !given_stage(&c, h, ""))
             block(&c, h, skip);
-        if (needed[i] && i < kept)
+        if (i < kept && needed[i])
             tensor_copy(tensor_part(skips, i, 1), h);
         progress(c.r, "block", done + i + 1, total);
     }
@@ -1316,17 +1314,6 @@ static void run_blocks(call_state c, tensor h, int64_t done, int64_t total)
  * After n calls the count begins anew, which only a scheduler with more calls than steps notices. All rows of a call do
  * the same. HunyuanTransformer3DModel.TeaCacheParameters. */
 
-/* x: block 0's shifted norm of the patch tokens [N][D], as the block itself makes it, for all rows: [B * N][D]. */
-static tensor modulated_input(arena *a, const dit *d, tensor patch, tensor silu_temb, int64_t frames)
-{
-    int64_t rows = silu_temb.dim[0];
-    tensor x = repeated(a, patch, rows);
-    if (frames > 1)
-        add_time(a, x, &d->blocks[0], frames, rows);
-    shifted_norm(a, x, x, &d->blocks[0], silu_temb);
-    return x;
-}
-
 /* P(d) by Horner's rule. Both means are over the same count, so sums will do. */
 static double tea_change(tensor now, tensor last)
 {
@@ -1341,32 +1328,37 @@ static double tea_change(tensor now, tensor last)
     return y;
 }
 
-/* Decides whether this call computes (t->computed), and counts it; returns whether its residual is to be stored. While
- * planning there are no numbers to decide by, and the larger work is foreseen. TeaCacheParameters.update. */
-static bool tea_update(arena *a, tea_cache *t, const dit *d, tensor patch, tensor silu_temb, int64_t frames)
+/* Decides whether this call computes (t->computed) and whether its residual is stored (t->stored), and counts it. x is
+ * block 0's shifted norm of the patch tokens [N][D], as the block itself makes it, for all rows. While planning there
+ * are no numbers to decide by, and the larger work is foreseen. TeaCacheParameters.update. */
+static void tea_update(arena *a, tea_cache *t, const block_weights *b, tensor patch, tensor silu_temb, int64_t frames)
 {
-    int64_t call = t->count;
-    bool first = call == t->skip_start - 1, between = call >= t->skip_start && call < t->steps - t->skip_end;
+    int64_t call = t->count, rows = silu_temb.dim[0];
+    bool begins = call == t->skip_start - 1, between = call >= t->skip_start && call < t->steps - t->skip_end;
     t->count = call + 1 == t->steps ? 0 : call + 1;
     t->delta = 0;
     t->computed = true;
-    if (!first && !between)
-        return false;
+    t->stored = false;
+    if (!begins && !between)
+        return;
     size_t mark = arena_mark(a);
-    tensor now = modulated_input(a, d, patch, silu_temb, frames);
+    tensor x = repeated(a, patch, rows);
+    if (frames > 1)
+        add_time(a, x, b, frames, rows);
+    shifted_norm(a, x, x, b, silu_temb);
     if (between) {
-        t->delta = tea_change(now, t->last);
+        t->delta = tea_change(x, t->last);
         t->sum += t->delta;
         t->computed = patch.data == NULL || !(t->sum < t->threshold);
     }
     if (t->computed) {
         t->sum = 0;
-        tensor_copy(t->last, now);
+        tensor_copy(t->last, x);
     } else {
         t->cached++;
     }
+    t->stored = t->computed;
     arena_reset(a, mark);
-    return t->computed;
 }
 
 /* y = x + sign * patch, patch [N][D] for every row: stream = residual + patch, residual = stream - patch. */
@@ -1383,7 +1375,7 @@ static tensor flattened(tensor x) { return tensor_view(x, SHAPE(x.dim[0] * x.dim
 
 /* Guidance rows [first, first + c.rows): patch tokens through the blocks and norm_out, or the cached result; proj_out
  * into these rows of out [B][F][h][w][2Z]. c comes with all rows and is narrowed here. tea NULL: off. */
-static void forward_rows(call_state c, tensor out, int64_t first, tea_cache *tea, bool store)
+static void forward_rows(call_state c, tensor out, int64_t first, const tea_cache *tea)
 {
     arena *a = c.a;
     int64_t n = c.patch.dim[0], layers = c.d->config.num_layers, total = c.silu_temb.dim[0] * layers;
@@ -1401,7 +1393,7 @@ static void forward_rows(call_state c, tensor out, int64_t first, tea_cache *tea
         run_blocks(c, h, first * layers, total);
         norm_out(&c, h);
     }
-    if (store)
+    if (tea && tea->stored)
         add_patch(residual, h, c.patch, -1);
     dump(c.r, all, AS_IS, "step.%03d.norm_out", (int)c.call);
     project_out(&c, tensor_part(out, first, c.rows), h);
@@ -1454,11 +1446,10 @@ tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor la
                                            : tensor_new(a, SHAPE(frames * c.area, d->config.hidden_size));
     c.rotary = rotary_table(a, &d->config, h / p, w / p);
     tea_cache *cache = tea && tea->threshold != 0 ? tea : NULL;
-    bool store = cache && tea_update(a, cache, d, c.patch, c.silu_temb, frames);
     if (cache)
-        cache->stored = store;
+        tea_update(a, cache, &d->blocks[0], c.patch, c.silu_temb, frames);
     for (int64_t first = 0; first < k->rows; first += c.rows)
-        forward_rows(c, out, first, cache, store);
+        forward_rows(c, out, first, cache);
     dump(r, out, ROWS_CHANNELS_FIRST, "step.%03d.out", (int)call);
     arena_reset(a, mark);
     return out;
