@@ -810,9 +810,9 @@ dit_condition dit_conditions(const run *r, const dit *d, const control *rows, in
  *                    base +------------------+
  *
  *           So positions do not grow with the picture: at every size the model sees those that it was trained with.
- * Traps:    a pair is two neighbours, 2k and 2k+1, not number k of either half of the head, as in much other code. The
- *           head's halves are the axes: x first, then y. The public code calls the first one emb_h, but its meshgrid
- *           puts w first, so that it turns with x. rint is Python's round(), half to even.
+ * Traps:    a pair is two neighbours, 2k and 2k+1, not k and k + head/2 as in much other code. The head's halves are
+ *           the axes, x first: the public code calls the first one emb_h, but its meshgrid puts w first, so that it
+ *           turns with x. rint is Python's round(), half to even.
  * Source:   get_resize_crop_region_for_grid of the pipeline, get_2d_rotary_pos_embed of diffusers. */
 static double *rotary_table(arena *a, const dit_config *c, int64_t gh, int64_t gw)
 {
@@ -1071,7 +1071,7 @@ static void feed_forward(arena *a, tensor n, const block_weights *b)
 /* The sublayers: n = what the block makes of the stream, h and n [rows * N][D]. */
 typedef void sublayer(const call_state *c, tensor n, tensor h);
 
-/* n = attn1(norm1(h) + shift(t)), N x N. No other sublayer sees the timestep. */
+/* n = attn1(norm1(h) + shift(temb)), N x N. No other sublayer sees the timestep. */
 static void self_attention(const call_state *c, tensor n, tensor h)
 {
     if (!given_stage(c, n, ".norm1"))

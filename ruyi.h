@@ -379,15 +379,12 @@ typedef struct {                /* vae/config.json */
     int64_t in_channels, out_channels, latent_channels, layers_per_block, norm_num_groups;
     int64_t levels, channels[MAX_LEVELS];   /* length of ch_mult; ch * ch_mult */
     bool down_time[MAX_LEVELS], up_time[MAX_LEVELS];    /* SpatialTemporal... rather than Spatial...Block3D */
-    double scaling_factor;
     slice_mode mode;
-    int64_t mini_batch_encoder, mini_batch_decoder;
-    bool mid_block_use_attention, spatial_group_norm;
+    int64_t mini_batch_encoder, mini_batch_decoder;     /* a slice's length, in frames and in latent frames */
+    bool mid_block_use_attention, spatial_group_norm, tile_encoder, tile_decoder;
     mid_attention mid_block_attention_type;
-    int64_t mid_block_num_attention_heads;
-    bool tile_encoder, tile_decoder;
-    int64_t tile_sample_min_size, tile_latent_min_size;
-    double tile_overlap_factor;
+    int64_t mid_block_num_attention_heads, tile_sample_min_size, tile_latent_min_size;
+    double scaling_factor, tile_overlap_factor;
     int64_t block_out_channels; /* its length, which the pipeline reads; 0: absent */
 } vae_config;
 
@@ -415,12 +412,10 @@ void bench_resblock(void *state);
 
 typedef struct {                /* image_encoder/config.json and preprocessor_config.json */
     config file, preprocessor;
-    int64_t hidden_size, intermediate_size, num_hidden_layers, num_attention_heads;
-    int64_t image_size, patch_size;
+    int64_t hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, image_size, patch_size;
     activation hidden_act;
-    double layer_norm_eps;
     int64_t shortest_edge, crop_size;
-    double rescale_factor, image_mean[3], image_std[3];
+    double layer_norm_eps, rescale_factor, image_mean[3], image_std[3];
 } clip_config;
 typedef struct clip clip;
 clip *clip_open(const char *folder, bool allow_unknown);
@@ -432,10 +427,9 @@ tensor clip_encode(const run *r, const clip *c, image crop);
 
 typedef struct {                /* transformer/config.json */
     config file;
-    int64_t num_attention_heads, attention_head_dim, hidden_size, num_layers, inner;
-    int64_t patch_size, in_channels, out_channels;
+    int64_t num_attention_heads, attention_head_dim, hidden_size, num_layers, inner;    /* inner: of the feed-forward */
+    int64_t patch_size, in_channels, out_channels, n_query, projection_dim;     /* projection_dim: CLIP's width */
     int64_t cross_attention_dim, cross_attention_dim_t5, pooled_projection_dim, text_len, text_len_t5;
-    int64_t n_query, projection_dim;
 } dit_config;
 typedef enum { FP8_OFF, FP8_LITE, FP8_STRONG, FP8_EXTREME } fp8_mode;
 typedef struct {                /* what a run makes of the transformer's weights; the files on disk stay as they are */
@@ -464,20 +458,18 @@ dit_condition dit_conditions(const run *r, const dit *d, const control *rows, in
 /* TeaCache (public: HunyuanTransformer3DModel.TeaCacheParameters). threshold 0: off. */
 typedef struct {
     double threshold; int64_t skip_start, skip_end, steps;
-    int64_t count;              /* calls since the count was last 0 */
+    int64_t count, cached;      /* calls since the count was last 0; calls that used the cache */
     double sum, delta;          /* accumulated change; the polynomial's value at this call, 0 where none */
     bool computed, stored;      /* this call computed (or used the cache); and its residual is kept */
-    int64_t cached;             /* calls that used the cache */
     tensor last, residual;      /* [B][N][D] block 0's modulated input, and norm_out's output - patch tokens */
 } tea_cache;
 /* Enhance-A-Video scales attn1's output in calls skip_start .. steps - skip_end - 1 (EnhanceAVideoParameters). */
 typedef struct { bool enabled; double weight; int64_t skip_start, skip_end, steps; } enhance;
 
-/* latents [F][h][w][Z], inpaint [F][h][w][2 Z], timestep t, image tokens (c.image or c.padding), call's index for dump
- * names -> [B][F][h][w][out_channels] */
+/* latents [F][h][w][Z], inpaint [F][h][w][2 Z] at timestep t -> [B][F][h][w][out_channels]. see_image: the positive row
+ * sees c.image, otherwise all rows c.padding. call: the index, for dump names. tea, eav NULL: off. */
 tensor dit_forward(const run *r, const dit *d, const dit_condition *c, tensor latents, tensor inpaint, double t,
                    bool see_image, int64_t call, tea_cache *tea, const enhance *eav);
-
 /* Whether a call looks at latents and inpaint: no stage that is given comes between. */
 bool dit_sees_latents(const run *r, const dit *d, int64_t call);
 

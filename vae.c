@@ -20,7 +20,7 @@
  *                    [T][H][W][3]      8 384 672 3       conv_norm_out, SiLU, conv_out
  *
  * So a latent is 8 x 8 pixels of 4 frames: 768 numbers become 16. What is encoded for frames that are not given: black
- * pictures (-1), and in a second video, the mask, 1 where the first does not count (fill_pixels, apply_mask in ruyi.c).
+ * pictures (-1), and in a second video, the mask, 1 (raw 0 and 1, not -1..1; fill_pixels, apply_mask in ruyi.c).
  *
  * A video is coded in slices along time (slice_next), a large picture in tiles (code_tiles). Both bound the memory, and
  * both change the numbers: GroupNorm and attention see only what is in the slice and the tile. So they are part of the
