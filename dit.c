@@ -1068,10 +1068,9 @@ static void feed_forward(arena *a, tensor n, const block_weights *b)
     }
 }
 
-/* The sublayers: n = what the block makes of the stream, h and n [rows * N][D]. */
+/* The four sublayers that add to the stream: n = f(h), both [rows * N][D]. Only the first sees the timestep. */
 typedef void sublayer(const call_state *c, tensor n, tensor h);
 
-/* n = attn1(norm1(h) + shift(temb)), N x N. No other sublayer sees the timestep. */
 static void self_attention(const call_state *c, tensor n, tensor h)
 {
     if (!given_stage(c, n, ".norm1"))
@@ -1080,14 +1079,12 @@ static void self_attention(const call_state *c, tensor n, tensor h)
     attend(c, n, NULL, &c->b->attn1);
 }
 
-/* n = attn2(norm2(h), text), N x (text_len + text_len_t5). */
 static void text_attention(const call_state *c, tensor n, tensor h)
 {
     layer_norm(c->a, n, h, c->b->norm2, 1e-6);
     attend(c, n, &c->text, &c->b->attn2);
 }
 
-/* n = norm_clip_out(gate_clip(attn_clip(norm_clip(h), image))), N x Q. */
 static void image_attention(const call_state *c, tensor n, tensor h)
 {
     layer_norm(c->a, n, h, c->b->norm_clip, 1e-6);
@@ -1095,7 +1092,6 @@ static void image_attention(const call_state *c, tensor n, tensor h)
     gate(c->a, n, c->b);
 }
 
-/* n = ff(norm3(h)), every token for itself. */
 static void token_mlp(const call_state *c, tensor n, tensor h)
 {
     layer_norm(c->a, n, h, c->b->norm3, 1e-6);
