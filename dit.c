@@ -31,8 +31,9 @@
  *
  * Where time enters. The timestep t, how noisy the latents are: in norm1's shift, in every block (shifted_norm), and in
  * norm_out's scale and shift; both take silu(temb). The frame, when something happens: in the time table, in every
- * block (add_time); rotary positions know x and y only. The index of the call: it decides whether the positive row sees
- * the picture (dit_forward), and what the plug-ins TeaCache and Enhance-A-Video do.
+ * block (add_time); rotary positions know x and y only, attn1 lets all frames see each other, and the VAE has its causal
+ * convolutions. The index of the call: it decides whether the positive row sees the picture (dit_forward), and what the
+ * plug-ins TeaCache and Enhance-A-Video do.
  *
  * Invariants. A guidance row never looks at another, so rows run one after the other or together; the numbers are the
  * same. Nothing of size N x N exists. Layers that widen the stream run in pieces of TOKENS tokens. The order of sums is
@@ -580,8 +581,8 @@ dit *dit_open(const char *folder, dit_changes changes, bool allow_unknown)
  * image). emb1 and emb2 are what a CLIP text encoder and T5 made of a caption. Users do not write captions: the model
  * has these ready-made, one pair for every camera and motion (embeddings.safetensors).
  *
- * Everything has B rows. With classifier-free guidance there are two, and the model runs for each. Which rows see CLIP
- * tokens, and when, of n calls:
+ * Everything has B rows. With classifier-free guidance there are two, and the model runs for each.
+ * Which rows see CLIP tokens, and when, of n calls:
  *
  *                      words                 call i < 0.6 n    the last 40 %
  *     row 0 negative   n.default             clip_padding      clip_padding
