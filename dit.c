@@ -31,7 +31,7 @@
  *
  * Where time enters. The timestep t, how noisy the latents are: in norm1's shift, in every block (shifted_norm), and in
  * norm_out's scale and shift; both take silu(temb). The frame, when something happens: in the time table, in every
- * block (add_time); rotary positions know x and y only, attn1 lets all frames see each other, and the VAE has its causal
+ * block (add_time); rotary positions know x and y only, attn1 lets all frames see each other, the VAE has its causal
  * convolutions. The index of the call: it decides whether the positive row sees the picture (dit_forward), and what the
  * plug-ins TeaCache and Enhance-A-Video do.
  *
