@@ -525,9 +525,7 @@ static tensor residual(pass *p, tensor x, const resblock *b)
     norm_silu(p, n, x, b->norm1);
     tensor y = causal_conv(p, n, b->conv1);
     norm_silu(p, y, y, b->norm2);
-    tensor z = n;                               /* n has done its work */
-    if (y.dim[3] > n.dim[3])
-        z = same_size(p->a, y, y.dim[3]);
+    tensor z = y.dim[3] > n.dim[3] ? same_size(p->a, y, y.dim[3]) : n;      /* n has done its work */
     z.dim[3] = y.dim[3];
     causal_conv_to(p, z, y, b->conv2, same);
     add(z, shortcut);
