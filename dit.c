@@ -1,53 +1,69 @@
-/* dit.c - the two transformers: CLIP's image tower, which looks at the first picture once, and the DiT
- * (HunyuanTransformer3DModel), which removes a step's noise.
+/* dit.c - the two transformers: CLIP's image tower, which looks at the first picture once, and the DiT, which at every
+ * step says what of the latents is noise.
  *
- *     CLIP      [S][S][3]     patch embedding, class token, positions, pre_layrnorm
- *               [1 + patches][width]   num_hidden_layers x { attention, MLP }, each behind a LayerNorm, added
- *               [patches][width]       the last layer's tokens; post_layernorm and projection are not used
+ * Shapes (letters: ruyi.h), and their numbers for 120 frames of 384 x 672 pixels in the published 7B model, or in
+ * tests/make7b.py where its documentation is silent (CLIP's tower, Q):
  *
- *     DiT       [F][h][w][3Z]  latents, mask latents, masked latents; patch embedding, no position table
- *               [N][D]         blocks 0 .. L-1, for every guidance row; outputs of the first half return in the second
- *               [N][D]         norm_out: LayerNorm, scaled and shifted by the timestep
- *               [F][h][w][2Z]  proj_out, unpatchify; the first Z channels are the prediction
+ *     once a run, clip_encode and dit_conditions
+ *         [S][S][3]               224 224 3        the first picture, its middle square
+ *         [1 + patches][width]    257 1280         clip_embed: patches, a class token in front, positions, a LayerNorm
+ *         [1 + patches][width]    257 1280         32 times clip_block: x += attention(norm(x)); x += mlp(norm(x))
+ *         [patches][width]        256 1280         without the class token: what the picture shows
+ *         [B][Q][X]               2 64 1024        resample: the same in Q tokens; or the learned clip_padding
+ *         [B][77 + 256][X]        2 333 1024       text_tokens: the control embeddings (camera, motion)
+ *         [B][D]                  2 2816           extra_embedding: pooled text, the picture's size, a style
+ *     every call, dit_forward
+ *         [F][h][w][3 Z]          30 48 84 48      latents, mask latents, masked latents, side by side
+ *         [N][D]                  30240 2816       patch_tokens: every p x p = 2 x 2 latents are a token
+ *         [B][D]                  2 2816           time_embedding: temb, of the timestep t, plus extra
+ *         [N][D] for each row     30240 2816       run_blocks: 40 times block, with long skips
+ *         [N][D] for each row     30240 2816       norm_out: LayerNorm, scaled and shifted by temb
+ *         [B][F][h][w][2 Z]       2 30 48 84 32    project_out; the first Z channels are the prediction
  *
- *     a block   h = skip_linear(skip_norm([h, skip]))                       only i > L/2
- *               h += time table[frame]                                      only F > 1, and it stays
- *               h += attn1(norm1(h) + shift(t))                             all N tokens see each other; rotary
- *               h += attn2(norm2(h), text)                                  keys and values from the control embeddings
- *               h += norm_clip_out(gate(attn_clip(norm_clip(h), image)))    keys and values from the picture
- *               h += ff(norm3(h))
+ * A block, h [N][D] (32 heads of 88 numbers; every norm is a LayerNorm):
  *
- * What a call is told beside the latents: the timestep t (temb), a fixed vector of the text, the picture's size and a
- * style (in temb, too), the text's tokens, and the picture's tokens. dit_conditions makes all but t once for a run.
+ *     h = skip_linear(skip_norm([h, skip]))                       only i > L/2
+ *     h += time table[frame]                                      only F > 1, and it stays
+ *     h += attn1(norm1(h) + shift(temb))                          all N tokens see each other; rotary positions
+ *     h += attn2(norm2(h), text)                                  keys and values from the control embeddings
+ *     h += norm_clip_out(gate(attn_clip(norm_clip(h), image)))    keys and values from the picture
+ *     h += ff(norm3(h))                                           D -> inner (12288) -> D
  *
- * Invariants: a row of the batch never looks at another, so rows are run one after the other unless something wants to
- * see them together (dumps, Enhance-A-Video); the numbers are the same. Nothing of size N x N exists. Per-token layers
- * that widen the stream run in pieces of TOKENS tokens.
+ * Where time enters. The timestep t, how noisy the latents are: in norm1's shift, in every block (shifted_norm), and in
+ * norm_out's scale and shift; both take silu(temb). The frame, when something happens: in the time table, in every
+ * block (add_time); rotary positions know x and y only, attn1 lets all frames see each other, the VAE has its causal
+ * convolutions. The index of the call: it decides whether the positive row sees the picture (dit_forward), and what the
+ * plug-ins TeaCache and Enhance-A-Video do.
  *
- * Mirrors: transformers CLIPVisionModelWithProjection; ruyi/models/transformer3d.py (HunyuanTransformer3DModel),
- * attention.py (HunyuanDiTBlock, GEGLU), attention_processor.py, embeddings.py, norm.py, resampler.py,
- * motion_module.py (PositionalEncoding) of the public code, and the classes of diffusers that they use.
+ * Invariants. A guidance row never looks at another, so rows run one after the other or together; the numbers are the
+ * same. Nothing of size N x N exists. Layers that widen the stream run in pieces of TOKENS tokens. The order of sums is
+ * fixed (linear_plain in tensor.c: bias first, then chunks of 256), so no piece, tile or thread moves a bit.
+ *
+ * Interface (ruyi.h): clip_open, clip_preprocess, clip_encode; dit_open, dit_conditions, dit_forward. Reading order:
+ * dit_forward, forward_rows, run_blocks, block, attend; then dit_conditions; then clip_encode; the rest when asked for.
+ *
+ * Mirrors CLIPVisionModelWithProjection of transformers, and of the public code ruyi/models/transformer3d.py
+ * (HunyuanTransformer3DModel), attention.py (HunyuanDiTBlock, GEGLU), attention_processor.py, embeddings.py, norm.py,
+ * resampler.py and motion_module.py (PositionalEncoding), with the classes of diffusers that they use.
+ *
+ * Papers (arXiv): transformer 1706.03762, ViT 2010.11929, CLIP 2103.00020, DiT 2212.09748, Hunyuan-DiT 2405.08748, long
+ * skips as in U-ViT 2209.12152, rotary positions 2104.09864, normed queries and keys 2302.05442, gated GELU 2002.05202.
  */
 #include "ruyi.h"
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { TOKENS = 1024 };         /* tokens in a piece of a widening layer: bounds its memory, changes no bit */
 
-/* A new tensor of the size of x [M][K]. */
+/* A new tensor of the size of x. */
 static tensor like(arena *a, tensor x) { return tensor_new(a, tensor_shape(x)); }
 
 /* A parameter as a tensor of that shape. Without data, in the planning pass, it has the shape alone. */
 static tensor widened(arena *a, weight w, shape s)
 {
-    tensor x = tensor_new(a, s);
-    size_t mark = arena_mark(a);
-    const real *from = weight_vector(a, w);
-    if (x.data)
-        memcpy(x.data, from, (size_t)tensor_count(x) * sizeof(real));
-    arena_reset(a, mark);
+    tensor x = { .data = weight_vector(a, w), .ndim = s.ndim };
+    memcpy(x.dim, s.dim, sizeof x.dim);
     return x;
 }
 
@@ -90,11 +106,8 @@ static void add_rows(tensor x, tensor table, int64_t each)
 /* ---------------------------------------------------------------- CLIP image tower
  *
  * A vision transformer (ViT) trained to agree with captions. Its tokens tell the DiT what is in the picture, while the
- * masked latents tell it where. It sees a square of image_size pixels in patches of patch_size:
- *
- *     [S][S][3] -> [side * side patches][width], side = S / patch_size; a class token in front, learned positions added
- *
- * Everything is the module of transformers' modeling_clip.py, spelling mistakes and all. */
+ * masked latents tell it where. It sees a square of image_size pixels in patches of patch_size. Names are those of
+ * transformers' modeling_clip.py, spelling mistakes and all. */
 
 typedef struct { layer layer_norm1, q_proj, k_proj, v_proj, out_proj, layer_norm2, fc1, fc2; } clip_layer;
 
@@ -125,21 +138,18 @@ static int64_t read_side(config f, const char *field, const char *member, int64_
 }
 
 /* A list of three numbers, one a colour -> out; the default where the field is absent. */
-static void read_numbers(config f, const char *field, const double otherwise[3], double out[3])
+static void read_colours(config f, const char *field, const double otherwise[3], double out[3])
 {
     json list = config_member(f, field), cursor = { 0 }, value;
+    bool numbers = true;
     int n = 0;
-    bool numbers = json_kind(list) == '[';
-    if (json_kind(list) == 0) {
-        memcpy(out, otherwise, 3 * sizeof *out);
-        return;
-    }
-    while (numbers && json_next(list, &cursor, NULL, &value)) {
-        numbers = n < 3 && json_kind(value) == '0';
+    memcpy(out, otherwise, 3 * sizeof *out);
+    for (; json_kind(list) == '[' && json_next(list, &cursor, NULL, &value); n++) {
+        numbers = numbers && n < 3 && json_kind(value) == '0';
         if (numbers)
-            out[n++] = json_number(value);
+            out[n] = json_number(value);
     }
-    if (!numbers || n != 3)
+    if (json_kind(list) && (!numbers || n != 3))
         config_refuse(f, field, "expected a list of three numbers, one for each colour");
 }
 
@@ -159,11 +169,10 @@ static void read_preprocessor(const char *folder, clip_config *c)
     c->shortest_edge = read_side(f, "size", "shortest_edge", 224);
     c->crop_size = read_side(f, "crop_size", "height", 224);
     c->rescale_factor = config_real(f, "rescale_factor", 1.0 / 255);
-    read_numbers(f, "image_mean", mean, c->image_mean);
-    read_numbers(f, "image_std", std, c->image_std);
-    for (int i = 0; i < 3; i++)
-        if (!(c->image_std[i] > 0))
-            config_refuse(f, "image_std", "expected positive numbers");
+    read_colours(f, "image_mean", mean, c->image_mean);
+    read_colours(f, "image_std", std, c->image_std);
+    if (!(c->image_std[0] > 0 && c->image_std[1] > 0 && c->image_std[2] > 0))
+        config_refuse(f, "image_std", "expected positive numbers");
     if (c->crop_size != c->image_size)
         config_refuse(f, "crop_size", "expected the tower's image_size %lld", (long long)c->image_size);
     if (c->shortest_edge < c->crop_size)
@@ -175,6 +184,7 @@ static void read_preprocessor(const char *folder, clip_config *c)
  * trained with; gelu, in later ones, is x/2 (1 + erf(x / sqrt(2))). */
 static clip_config read_clip_config(const char *folder)
 {
+    static const char *const acts[] = { "quick_gelu", "gelu" };
     config f = config_open(folder, "config.json");
     if (json_kind(json_member(f.root, "vision_config")) == '{')
         f.root = json_member(f.root, "vision_config");
@@ -188,11 +198,7 @@ static clip_config read_clip_config(const char *folder)
         .layer_norm_eps = config_real(f, "layer_norm_eps", 1e-5),
     };
     config_int(f, "num_channels", 3, 3, 3);
-    char *act = config_word(f, "hidden_act", "quick_gelu");
-    if (strcmp(act, "quick_gelu") && strcmp(act, "gelu"))
-        config_refuse(f, "hidden_act", "expected quick_gelu or gelu");
-    c.hidden_act = strcmp(act, "gelu") ? QUICK_GELU : GELU_ERF;
-    free(act);
+    c.hidden_act = config_choice(f, "hidden_act", "quick_gelu", acts, 2) ? GELU_ERF : QUICK_GELU;
     if (c.hidden_size % c.num_attention_heads)
         config_refuse(f, "num_attention_heads", "expected a divisor of hidden_size %lld", (long long)c.hidden_size);
     if (c.patch_size > c.image_size)
@@ -204,24 +210,21 @@ static clip_config read_clip_config(const char *folder)
 /* Patches along one side; pixels beyond the last whole patch are not seen. */
 static int64_t clip_side(const clip_config *c) { return c->image_size / c->patch_size; }
 
-/* vision_model.encoder.layers.I.PART: .weight [n][k] and .bias [n]. */
-static layer bind_clip_part(weights *w, int64_t i, const char *part, int64_t n, int64_t k)
-{
-    return bind_linear(w, n, k, "vision_model.encoder.layers.%lld.%s", (long long)i, part);
-}
-
 /* CLIPEncoderLayer I: an attention and an MLP (width -> intermediate_size -> width), all with bias. */
-static void bind_clip_layer(weights *w, const clip_config *c, clip_layer *l, int64_t i)
+static clip_layer bind_clip_layer(weights *w, const clip_config *c, int64_t i)
 {
     int64_t d = c->hidden_size, inner = c->intermediate_size;
-    l->layer_norm1 = bind_norm(w, d, "vision_model.encoder.layers.%lld.layer_norm1", (long long)i);
-    l->layer_norm2 = bind_norm(w, d, "vision_model.encoder.layers.%lld.layer_norm2", (long long)i);
-    l->q_proj = bind_clip_part(w, i, "self_attn.q_proj", d, d);
-    l->k_proj = bind_clip_part(w, i, "self_attn.k_proj", d, d);
-    l->v_proj = bind_clip_part(w, i, "self_attn.v_proj", d, d);
-    l->out_proj = bind_clip_part(w, i, "self_attn.out_proj", d, d);
-    l->fc1 = bind_clip_part(w, i, "mlp.fc1", inner, d);
-    l->fc2 = bind_clip_part(w, i, "mlp.fc2", d, inner);
+    char *at = text_of("vision_model.encoder.layers.%lld", (long long)i);
+    clip_layer l = {
+        .layer_norm1 = bind_norm(w, d, "%s.layer_norm1", at), .layer_norm2 = bind_norm(w, d, "%s.layer_norm2", at),
+        .q_proj = bind_linear(w, d, d, "%s.self_attn.q_proj", at),
+        .k_proj = bind_linear(w, d, d, "%s.self_attn.k_proj", at),
+        .v_proj = bind_linear(w, d, d, "%s.self_attn.v_proj", at),
+        .out_proj = bind_linear(w, d, d, "%s.self_attn.out_proj", at),
+        .fc1 = bind_linear(w, inner, d, "%s.mlp.fc1", at), .fc2 = bind_linear(w, d, inner, "%s.mlp.fc2", at),
+    };
+    free(at);
+    return l;
 }
 
 /* Reads folder (a model's image_encoder/): two configurations and the weights. What comes after the last layer is known
@@ -238,7 +241,7 @@ clip *clip_open(const char *folder, bool allow_unknown)
     c->pre_layrnorm = bind_norm(w, d, "vision_model.pre_layrnorm");
     c->layers = allocate((size_t)c->config.num_hidden_layers, sizeof *c->layers);
     for (int64_t i = 0; i < c->config.num_hidden_layers; i++)
-        bind_clip_layer(w, &c->config, &c->layers[i], i);
+        c->layers[i] = bind_clip_layer(w, &c->config, i);
     weights_ignore(w, "vision_model.post_layernorm.*");
     weights_ignore(w, "visual_projection.weight");
     weights_ignore(w, "vision_model.embeddings.position_ids");
@@ -261,6 +264,15 @@ image clip_preprocess(const clip_config *c, image picture)
     return out;
 }
 
+/* 8 bits -> [1][S][S][3]: v becomes (v * rescale_factor - mean) / std, in double before it is rounded once. */
+static tensor clip_pixels(arena *a, const clip_config *s, image crop)
+{
+    tensor pixels = tensor_new(a, SHAPE(1, s->image_size, s->image_size, 3));
+    for (int64_t i = 0; i < tensor_count(pixels) && pixels.data; i++)
+        pixels.data[i] = (real)((crop.rgb[i] * s->rescale_factor - s->image_mean[i % 3]) / s->image_std[i % 3]);
+    return pixels;
+}
+
 /* pixels [1][S][S][3] -> [1 + patches][width]: class token, then patches row by row, with their positions;
  * pre_layrnorm. CLIPVisionEmbeddings: the patch embedding is a convolution whose stride is its kernel, so patches do
  * not overlap. */
@@ -281,19 +293,18 @@ static tensor clip_embed(const run *r, const clip *c, tensor pixels)
     return x;
 }
 
-/* x += out_proj(attention(layer_norm1(x))); x += fc2(act(fc1(layer_norm2(x)))). CLIPEncoderLayer, x [1 +
- * patches][width] in place. n holds what is normed, then what was attended; q is used again for what is added. */
+/* CLIPEncoderLayer, x [1 + patches][width] in place. n holds what is normed, then what was attended; q is used again
+ * for what is added. CLIP's norms have the eps of its config.json, often 1e-5, the DiT's 1e-6. */
 static void clip_block(const run *r, const clip *c, tensor x, const clip_layer *l)
 {
     arena *a = r->arena;
     size_t mark = arena_mark(a);
-    tensor n = like(a, x);
+    tensor n = like(a, x);                      /* x += out_proj(attention(layer_norm1(x))) */
     layer_norm(a, n, x, l->layer_norm1, c->config.layer_norm_eps);
     tensor q = linear(a, n, l->q_proj), k = linear(a, n, l->k_proj), v = linear(a, n, l->v_proj);
     attention(a, n, q, k, v, 1, c->config.num_attention_heads);
     linear_to(a, q, n, l->out_proj);
-    add(x, q);
-
+    add(x, q);                                  /* x += fc2(act(fc1(layer_norm2(x)))) */
     layer_norm(a, n, x, l->layer_norm2, c->config.layer_norm_eps);
     tensor inner = linear(a, n, l->fc1);        /* [1 + patches][intermediate_size] */
     activate(inner, c->config.hidden_act);
@@ -302,18 +313,9 @@ static void clip_block(const run *r, const clip *c, tensor x, const clip_layer *
     arena_reset(a, mark);
 }
 
-/* 8 bits -> [1][S][S][3]: v becomes (v * rescale_factor - mean) / std, in double before it is rounded once. */
-static tensor clip_pixels(arena *a, const clip_config *s, image crop)
-{
-    tensor pixels = tensor_new(a, SHAPE(1, s->image_size, s->image_size, 3));
-    for (int64_t i = 0; i < tensor_count(pixels) && pixels.data; i++)
-        pixels.data[i] = (real)((crop.rgb[i] * s->rescale_factor - s->image_mean[i % 3]) / s->image_std[i % 3]);
-    return pixels;
-}
-
-/* The picture as clip_preprocess leaves it -> [patches][hidden_size]: last_hidden_state[:, 1:], that is the last
- * layer's tokens without the class token. post_layernorm and the projection belong to the pooled output, which Ruyi
- * does not use. */
+/* The picture as clip_preprocess leaves it -> [patches][hidden_size]: last_hidden_state[:, 1:], the last layer's tokens
+ * without the class token. A trap: post_layernorm and the projection, although in every checkpoint, are not used, for
+ * they belong to the pooled output; these tokens come as the residual stream leaves them, not normalised. */
 tensor clip_encode(const run *r, const clip *c, image crop)
 {
     arena *a = r->arena;
@@ -323,15 +325,14 @@ tensor clip_encode(const run *r, const clip *c, image crop)
     if (given(r, hidden, AS_IS, "clip.hidden"))
         return hidden;
     arena_reset(a, mark);
-    tensor pixels = clip_pixels(a, s, crop);
-    tensor shown = tensor_view(pixels, SHAPE(s->image_size, s->image_size, 3));
+    tensor pixels = clip_pixels(a, s, crop), shown = tensor_view(pixels, SHAPE(s->image_size, s->image_size, 3));
     given(r, shown, CHANNELS_FIRST, "clip.pixels");
     dump(r, shown, CHANNELS_FIRST, "clip.pixels");
     tensor x = clip_embed(r, c, pixels);
-    int64_t first = s->num_hidden_layers;       /* a given layer is where it begins */
-    while (first > 0 && !is_given(r, "clip.layer.%02d", (int)first - 1))
+    int64_t first = s->num_hidden_layers - 1;   /* a given layer is where it begins */
+    while (first > 0 && !is_given(r, "clip.layer.%02d", (int)first))
         first--;
-    for (int64_t i = first > 0 ? first - 1 : 0; i < s->num_hidden_layers; i++) {
+    for (int64_t i = first; i < s->num_hidden_layers; i++) {
         if (!given(r, x, AS_IS, "clip.layer.%02d", (int)i))
             clip_block(r, c, x, &c->layers[i]);
         dump(r, x, AS_IS, "clip.layer.%02d", (int)i);
@@ -344,9 +345,11 @@ tensor clip_encode(const run *r, const clip *c, image crop)
 
 /* ---------------------------------------------------------------- DiT: configuration and weights */
 
+/* Sizes that no configuration has, because the public classes have them in their text. */
 enum {
     TIME_ROWS = 512,            /* frames in the time table: PositionalEncoding(max_len=512) in attention.py */
     SINUSOIDS = 256,            /* Timesteps(num_channels=256) in embeddings.py */
+    META = 6 * SINUSOIDS,       /* six numbers of the size condition */
     POOL_HEADS = 8,             /* HunyuanDiTAttentionPool(num_heads=8) in embeddings.py */
 };
 
@@ -441,65 +444,61 @@ static dit_config read_dit_config(const char *folder)
     if (!(ratio > 0 && ratio < 1000) || (double)c.hidden_size * ratio < 1)
         config_refuse(f, "mlp_ratio", "expected a positive ratio");
     c.inner = (int64_t)((double)c.hidden_size * ratio);     /* Python's int(): 2816 * 4.3637 is 12288 */
-    char *act = config_word(f, "activation_fn", "gelu-approximate");
-    if (strcmp(act, "gelu-approximate"))
-        config_refuse(f, "activation_fn", "expected gelu-approximate; nothing else is supported");
-    free(act);
+    config_choice(f, "activation_fn", "gelu-approximate", (const char *const[]){ "gelu-approximate" }, 1);
     check_dit_config(f, &c, config_int(f, "hidden_size", 1152, 1, 1 << 20));
     return c;
 }
 
-/* blocks.I.NAME: queries from the stream [D], keys and values from tokens of `source` numbers. */
-static attention_layer bind_attention(weights *w, const dit_config *c, int64_t i, const char *name, int64_t source)
+/* AT.NAME: queries from the stream [D], keys and values from tokens of `source` numbers. */
+static attention_layer bind_attention(weights *w, const dit_config *c, const char *at, const char *name, int64_t source)
 {
     int64_t d = c->hidden_size, head = c->attention_head_dim;
-    long long n = (long long)i;
     return (attention_layer){
-        .to_q = bind_linear(w, d, d, "blocks.%lld.%s.to_q", n, name),
-        .to_k = bind_linear(w, d, source, "blocks.%lld.%s.to_k", n, name),
-        .to_v = bind_linear(w, d, source, "blocks.%lld.%s.to_v", n, name),
-        .to_out = bind_linear(w, d, d, "blocks.%lld.%s.to_out.0", n, name),     /* .1 is a dropout */
-        .norm_q = bind_norm(w, head, "blocks.%lld.%s.norm_q", n, name),
-        .norm_k = bind_norm(w, head, "blocks.%lld.%s.norm_k", n, name),
+        .to_q = bind_linear(w, d, d, "%s.%s.to_q", at, name), .norm_q = bind_norm(w, head, "%s.%s.norm_q", at, name),
+        .to_k = bind_linear(w, d, source, "%s.%s.to_k", at, name),
+        .norm_k = bind_norm(w, head, "%s.%s.norm_k", at, name),
+        .to_v = bind_linear(w, d, source, "%s.%s.to_v", at, name),
+        .to_out = bind_linear(w, d, d, "%s.%s.to_out.0", at, name),             /* .1 is a dropout */
     };
 }
 
-/* blocks.I. The time table is a buffer of the public class, so checkpoints usually have it, rounded to their own type.
- * PyTorch loads it over the table that it computed, and so does time_row: the formula would be more exact, but not the
- * model's. Up to the middle a block has no skip_norm and skip_linear (skip=layer > num_layers // 2). */
+/* blocks.I, in the order of its sublayers. Up to the middle a block has no skip_norm and skip_linear (public:
+ * skip=layer > num_layers // 2). The time table is a buffer of the public class, so checkpoints usually have it,
+ * rounded to their own type; PyTorch loads it over the one that it computed, and so does time_row: the formula would be
+ * more exact, but not the model's. */
 static void bind_block(weights *w, const dit_config *c, block_weights *b, int64_t i)
 {
     int64_t d = c->hidden_size, x = c->cross_attention_dim;
-    long long n = (long long)i;
+    char *at = text_of("blocks.%lld", (long long)i), *table = text_of("%s.t_embed.pe", at);
     if (i > c->num_layers / 2) {
-        b->skip_norm = bind_norm(w, 2 * d, "blocks.%lld.skip_norm", n);
-        b->skip_linear = bind_linear(w, d, 2 * d, "blocks.%lld.skip_linear", n);
+        b->skip_norm = bind_norm(w, 2 * d, "%s.skip_norm", at);
+        b->skip_linear = bind_linear(w, d, 2 * d, "%s.skip_linear", at);
     }
-    char *table = text_of("blocks.%lld.t_embed.pe", n);
     if (weights_has(w, table))
         b->t_embed = bind(w, SHAPE(1, TIME_ROWS, d), "%s", table);
+    b->norm1_norm = bind_norm(w, d, "%s.norm1.norm", at);
+    b->norm1_linear = bind_linear(w, d, d, "%s.norm1.linear", at);
+    b->attn1 = bind_attention(w, c, at, "attn1", d);
+    b->norm2 = bind_norm(w, d, "%s.norm2", at);
+    b->attn2 = bind_attention(w, c, at, "attn2", x);
+    b->norm_clip = bind_norm(w, d, "%s.norm_clip", at);
+    b->attn_clip = bind_attention(w, c, at, "attn_clip", x);
+    b->gate_norm = bind_norm(w, d, "%s.gate_clip.norm", at);
+    b->gate_proj = bind_linear(w, 2 * d, d, "%s.gate_clip.proj", at);
+    b->norm_clip_out = bind_norm(w, d, "%s.norm_clip_out", at);
+    b->norm3 = bind_norm(w, d, "%s.norm3", at);
+    b->ff_proj = bind_linear(w, c->inner, d, "%s.ff.net.0.proj", at);
+    b->ff_out = bind_linear(w, d, c->inner, "%s.ff.net.2", at);
     free(table);
-    b->norm1_norm = bind_norm(w, d, "blocks.%lld.norm1.norm", n);
-    b->norm1_linear = bind_linear(w, d, d, "blocks.%lld.norm1.linear", n);
-    b->attn1 = bind_attention(w, c, i, "attn1", d);
-    b->norm2 = bind_norm(w, d, "blocks.%lld.norm2", n);
-    b->attn2 = bind_attention(w, c, i, "attn2", x);
-    b->norm_clip = bind_norm(w, d, "blocks.%lld.norm_clip", n);
-    b->attn_clip = bind_attention(w, c, i, "attn_clip", x);
-    b->gate_norm = bind_norm(w, d, "blocks.%lld.gate_clip.norm", n);
-    b->gate_proj = bind_linear(w, 2 * d, d, "blocks.%lld.gate_clip.proj", n);
-    b->norm_clip_out = bind_norm(w, d, "blocks.%lld.norm_clip_out", n);
-    b->norm3 = bind_norm(w, d, "blocks.%lld.norm3", n);
-    b->ff_proj = bind_linear(w, c->inner, d, "blocks.%lld.ff.net.0.proj", n);
-    b->ff_out = bind_linear(w, d, c->inner, "blocks.%lld.ff.net.2", n);
+    free(at);
 }
 
 /* time_extra_emb (HunyuanCombinedTimestepTextSizeStyleEmbedding), text_embedder (PixArtAlphaTextProjection),
  * padding. */
 static void bind_conditions(weights *w, const dit_config *c, dit *d)
 {
-    int64_t size = c->hidden_size, pooled = c->pooled_projection_dim;
-    int64_t t5 = c->cross_attention_dim_t5, x = c->cross_attention_dim;
+    int64_t size = c->hidden_size, t5 = c->cross_attention_dim_t5, x = c->cross_attention_dim;
+    int64_t pooled = c->pooled_projection_dim;
     d->timestep_1 = bind_linear(w, size, SINUSOIDS, "time_extra_emb.timestep_embedder.linear_1");
     d->timestep_2 = bind_linear(w, size, size, "time_extra_emb.timestep_embedder.linear_2");
     d->pool_positions = bind(w, SHAPE(c->text_len_t5 + 1, t5), "time_extra_emb.pooler.positional_embedding");
@@ -508,7 +507,7 @@ static void bind_conditions(weights *w, const dit_config *c, dit *d)
     d->pool_v = bind_linear(w, t5, t5, "time_extra_emb.pooler.v_proj");
     d->pool_c = bind_linear(w, pooled, t5, "time_extra_emb.pooler.c_proj");
     d->style = bind(w, SHAPE(1, size), "time_extra_emb.style_embedder.weight");
-    d->extra_1 = bind_linear(w, 4 * size, 6 * SINUSOIDS + size + pooled, "time_extra_emb.extra_embedder.linear_1");
+    d->extra_1 = bind_linear(w, 4 * size, META + size + pooled, "time_extra_emb.extra_embedder.linear_1");
     d->extra_2 = bind_linear(w, size, 4 * size, "time_extra_emb.extra_embedder.linear_2");
     d->text_1 = bind_linear(w, 4 * t5, t5, "text_embedder.linear_1");
     d->text_2 = bind_linear(w, x, 4 * t5, "text_embedder.linear_2");
@@ -532,13 +531,13 @@ static void bind_resampler(weights *w, const dit_config *c, dit *d)
     d->out_proj = bind_linear(w, x, x, "clip_projection.attn.out_proj");
 }
 
-/* FP8 as a storage type, by the rules of predict_i2v.py: "lite" takes linear layers of more than 2816^2 elements, "strong"
- * those of as many, too, "extreme" every layer but the embedding, the norms that are a plain nn.LayerNorm (those of
- * queries and keys, and the Resampler's), and the Resampler's attention. Biases go with their weights. Activations and
- * sums stay `real`, as the public code's autocast widens the weights again. */
+/* FP8 as a storage type, by the rules of predict_i2v.py: "lite" takes linear layers of more than 2816^2 elements,
+ * "strong" those of as many, too, "extreme" every layer but the embedding, the norms that are a plain nn.LayerNorm
+ * (those of queries and keys, and the Resampler's), and the Resampler's attention. Biases go with their weights.
+ * Activations and sums stay `real`, as the public code's autocast widens the weights again. */
 static void choose_fp8(weights *w, fp8_mode mode, dtype t)
 {
-    static const uint64_t least[] = { [FP8_LITE] = 2816 * 2816 + 1, [FP8_STRONG] = 2816 * 2816, [FP8_EXTREME] = 1 };
+    static const uint64_t least[] = { [FP8_LITE] = 2816ul * 2816 + 1, [FP8_STRONG] = 2816ul * 2816, [FP8_EXTREME] = 1 };
     static const char *const kept[] = { "*.style_embedder", "*.norm_[qk]", "clip_projection.ln_*",
                                         "clip_projection.attn.out_proj", NULL };
     if (mode != FP8_OFF)
@@ -578,21 +577,27 @@ dit *dit_open(const char *folder, dit_changes changes, bool allow_unknown)
  *     emb1 [text_len][X], text_embedder(emb2) [text_len_t5][X], masked --> text [text_len + text_len_t5][X]
  *     CLIP tokens [patches][width] --Resampler--> image [Q][X]
  *
- * emb1 and emb2 are what a CLIP text encoder and T5 made of a caption. Users do not write captions: the model has these
- * ready-made, one pair for every camera and motion (embeddings.safetensors).
+ * A condition is used in one of two ways: as a vector that is added (extra), or as tokens that blocks look at (text,
+ * image). emb1 and emb2 are what a CLIP text encoder and T5 made of a caption. Users do not write captions: the model
+ * has these ready-made, one pair for every camera and motion (embeddings.safetensors).
  *
- * Everything has B rows. With classifier-free guidance there are two, and the model runs for each:
+ * Everything has B rows. With classifier-free guidance there are two, and the model runs for each.
+ * Which rows see CLIP tokens, and when, of n calls:
  *
- *     row 0   negative   the negative words' embeddings, clip_padding for a picture
- *     row 1   positive   the control words' embeddings, the picture's tokens (or clip_padding, see dit_forward)
+ *                      words                 call i < 0.6 n    the last 40 %
+ *     row 0 negative   n.default             clip_padding      clip_padding
+ *     row 1 positive   camera and motion     clip_padding      the picture's CLIP tokens, if there is a picture
  *
- * Latents, mask and masked video are the same in both. The rows meet only outside (ruyi.c), in
- * negative + cfg * (positive - negative), which exaggerates what the words and the picture changed. Where cfg is at
- * most 1 there is one row, the positive one. */
+ * So early calls, which lay out the clip, know the picture from the masked latents alone, and late ones, which work out
+ * detail, are pushed towards what CLIP saw. Latents, mask and masked video are the same in both rows. The rows meet
+ * only outside (guide in ruyi.c), in negative + cfg * (positive - negative), which exaggerates what words and picture
+ * changed. Where cfg is at most 1 there is one row, the positive one. */
 
 /* The position v as 256 numbers between -1 and 1.
  *
  * Formula:  out[i] = cos(v f_i), out[128 + i] = sin(v f_i), f_i = 10000^(-i/128), 0 <= i < 128
+ * Trap:     cosines come first (flip_sin_to_cos), where the time table begins with a sine; and i/128, not i/127, as
+ *           downscale_freq_shift is 0 here
  * Method:   in double: v reaches 1000, and rounding v f_i to float alone would cost 3e-5
  * Source:   get_timestep_embedding(flip_sin_to_cos=True, downscale_freq_shift=0) of embeddings.py. */
 static void sinusoids(double v, real *out)
@@ -620,7 +625,7 @@ static tensor two_layers(arena *a, tensor x, layer first, layer second)
 }
 
 /* HunyuanDiTAttentionPool: tokens [L][T5] -> [1][pooled]. The mean token is put in front, and it alone asks; all
- * answer, itself included. There is no mask: padding takes part. */
+ * answer, itself included. There is no mask: padding takes part, in the mean, too. */
 static tensor pool(arena *a, const dit *d, tensor tokens)
 {
     int64_t length = tokens.dim[0], width = tokens.dim[1];
@@ -643,27 +648,24 @@ static tensor pool(arena *a, const dit *d, tensor tokens)
     return y;
 }
 
-/* extra_embedder([pooled, meta, style]) -> [1][D]. meta: the original size, the target size H x W, and the crop's
- * corner, of which the pipeline fixes the first at 1024 x 1024 and the last at 0, 0. There is one style, row 0 of its
- * embedding. */
+/* extra_embedder([pooled, meta, style]) -> [1][D]. meta is a size condition as in SDXL (arXiv 2307.01952): the original
+ * size, the target size, height first, and the crop's corner. The pipeline fixes the first at 1024 x 1024, whatever the
+ * picture, and the last at 0, 0. There is one style, row 0 of its embedding. */
 static tensor extra_embedding(arena *a, const dit *d, tensor emb2, int64_t height, int64_t width)
 {
     const double meta[6] = { 1024, 1024, (double)height, (double)width, 0, 0 };
-    int64_t pooled = d->config.pooled_projection_dim, size = d->config.hidden_size;
     size_t mark = arena_mark(a);
-    tensor x = tensor_new(a, SHAPE(1, pooled + 6 * SINUSOIDS + size));
-    tensor p = pool(a, d, emb2), style = widened(a, d->style, SHAPE(1, size));
-    if (x.data) {
-        memcpy(x.data, p.data, (size_t)pooled * sizeof(real));
-        for (int i = 0; i < 6; i++)
-            sinusoids(meta[i], x.data + pooled + i * SINUSOIDS);
-        memcpy(x.data + pooled + 6 * SINUSOIDS, style.data, (size_t)size * sizeof(real));
-    }
+    tensor sizes = tensor_new(a, SHAPE(1, META));
+    tensor style = widened(a, d->style, SHAPE(1, d->config.hidden_size));
+    for (int64_t i = 0; i < 6 && sizes.data; i++)
+        sinusoids(meta[i], sizes.data + i * SINUSOIDS);
+    tensor x = side_by_side(a, side_by_side(a, pool(a, d, emb2), sizes), style);
     return arena_return(a, mark, two_layers(a, x, d->extra_1, d->extra_2));
 }
 
-/* Rows of x [L][X] whose mask is 0 become rows of the learned padding, from padding_row on. The attention itself has no
- * mask: it sees padding where there is no text, and has learned what that means. */
+/* Rows of x [L][X] whose mask is 0 become rows of the learned padding, from padding_row on. A trap: masked tokens are
+ * replaced, not hidden. No attention has a mask; it sees padding where there is no text, and has learned what that
+ * means. */
 static void mask_rows(arena *a, tensor x, weight mask, weight padding, int64_t padding_row)
 {
     size_t mark = arena_mark(a);
@@ -723,28 +725,27 @@ static void resize_positions(tensor out, tensor in, int64_t n, int64_t m)
     }
 }
 
-/* The Resampler of resampler.py: CLIP tokens [patches][width] -> out [Q][X]. Whatever the size of the tower, the blocks
- * see Q tokens: learned queries on a grid of sqrt(Q) x sqrt(Q) look at the patches. Positions are added to queries and
- * keys, so that a query finds its place, but not to values. The checkpoint has positions for the queries' grid; those
- * of the keys are the same, resized. nn.MultiheadAttention packs the three projections into one matrix. eps is 1e-5
- * here, the default of nn.LayerNorm; everywhere else in the DiT it is 1e-6. */
+/* The Resampler of resampler.py (as in Qwen-VL, arXiv 2308.12966): CLIP tokens [patches][width] -> out [Q][X]. Whatever
+ * the size of the tower, the blocks see Q tokens: learned queries on a grid of sqrt(Q) x sqrt(Q) look at the patches.
+ *
+ *     kv = ln_kv(kv_proj(tokens));   q = ln_q(query) + positions;   k = kv + positions, resized;   v = kv
+ *
+ * Traps: positions go to queries and keys, so that a query finds its place, not to values. The checkpoint has them for
+ * the queries' grid; the keys' are the same, resized (to an equal grid: themselves, exactly). eps is 1e-5, the default
+ * of nn.LayerNorm, elsewhere in the DiT 1e-6. nn.MultiheadAttention packs its three projections into one matrix. */
 static void resample(arena *a, const dit *d, tensor out, tensor tokens)
 {
     const dit_config *c = &d->config;
     int64_t x = c->cross_attention_dim, queries = c->n_query, patches = tokens.dim[0];
-    int64_t n = square_root(queries), m = (int64_t)(sqrt((double)patches) + 0.5);
     size_t mark = arena_mark(a);
     tensor positions = widened(a, d->positions, SHAPE(queries, x)), q = widened(a, d->query, SHAPE(queries, x));
     tensor value = d->kv_proj.data ? linear(a, tokens, (layer){ .weight = d->kv_proj }) : tokens;   /* [patches][X] */
-    tensor v = like(a, value), k = like(a, value), key_positions = positions;
+    tensor v = like(a, value), key_positions = like(a, value);
     layer_norm(a, v, value, d->ln_kv, 1e-5);
     layer_norm(a, q, q, d->ln_q, 1e-5);
     add(q, positions);
-    if (patches != queries) {
-        key_positions = tensor_new(a, SHAPE(patches, x));
-        resize_positions(key_positions, positions, n, m);
-    }
-    tensor_copy(k, v);
+    resize_positions(key_positions, positions, square_root(queries), square_root(patches));
+    tensor k = repeated(a, v, 1);
     add(k, key_positions);
     tensor in[3] = { q, k, v };
     for (int i = 0; i < 3; i++) {
@@ -757,9 +758,8 @@ static void resample(arena *a, const dit *d, tensor out, tensor tokens)
 }
 
 /* Everything that a run's calls share. rows: [negative, positive], or [positive] where guidance is off. tokens: CLIP's
- * of the first picture, ndim 0 without one: the positive row then sees padding, as the negative row always does. So
- * guidance pushes towards the picture, too. The public code masks all Q tokens of a row or none, which is clip_padding
- * or image. */
+ * of the first picture, ndim 0 without one: the positive row then sees clip_padding, as the negative row always does.
+ * The public code masks all Q tokens of a row or none: a row's are clip_padding or the picture's, never a mixture. */
 dit_condition dit_conditions(const run *r, const dit *d, const control *rows, int64_t count, tensor tokens,
                              int64_t height, int64_t width)
 {
@@ -773,15 +773,15 @@ dit_condition dit_conditions(const run *r, const dit *d, const control *rows, in
         .image = tensor_new(a, SHAPE(count, c->n_query, x)),
         .padding = tensor_new(a, SHAPE(count, c->n_query, x)),
     };
-    size_t mark = arena_mark(a);
     for (int64_t i = 0; i < count; i++) {
+        size_t mark = arena_mark(a);
         bool positive = i == count - 1;
         tensor emb2 = widened(a, rows[i].emb2, SHAPE(c->text_len_t5, c->cross_attention_dim_t5));
-        tensor padding = widened(a, d->clip_padding, SHAPE(c->n_query, x));
+        tensor padding = widened(a, d->clip_padding, SHAPE(1, c->n_query, x));
         copy_rows(out.extra, i, extra_embedding(a, d, emb2, height, width));
         text_tokens(a, d, tensor_view(tensor_part(out.text, i, 1), SHAPE(length, x)), &rows[i], emb2);
-        tensor_copy(tensor_part(out.padding, i, 1), padding);
-        tensor_copy(tensor_part(out.image, i, 1), padding);
+        copy_rows(out.padding, i, padding);
+        copy_rows(out.image, i, padding);
         if (positive && tokens.ndim)
             resample(a, d, tensor_view(tensor_part(out.image, i, 1), SHAPE(c->n_query, x)), tokens);
         arena_reset(a, mark);
@@ -791,10 +791,10 @@ dit_condition dit_conditions(const run *r, const dit *d, const control *rows, in
 
 /* ---------------------------------------------------------------- DiT: positions
  *
- * A token's place in its frame turns its queries and keys (rotary), its frame is added to the stream (time table). */
+ * A token's place in its frame turns its queries and keys (rotary positions), its frame is added to the stream (time
+ * table). So the same place has the same angles in all frames; only the time table tells frames apart. */
 
-/* Angles of the rotary positions of a grid of gh x gw tokens: table [gh * gw][head / 2][cos, sin], the same for every
- * frame.
+/* Angles of the rotary positions of a grid of gh x gw tokens: table [gh * gw][head / 2][cos, sin].
  *
  * Formula:  the pair (a, b) of numbers 2k, 2k+1 of a head becomes (a cos - b sin, b cos + a sin) of the angle
  *               position * 10000^(-2k / (head/2)),  0 <= k < head/4
@@ -811,21 +811,24 @@ dit_condition dit_conditions(const run *r, const dit *d, const control *rows, in
  *                    base +------------------+
  *
  *           So positions do not grow with the picture: at every size the model sees those that it was trained with.
- * Special:  rint is Python's round(), half to even. The public code calls the first half emb_h, but its meshgrid puts w
- *           first, so that it turns with x.
+ * Traps:    a pair is two neighbours, 2k and 2k+1, not k and k + head/2 as in much other code. The head's halves are
+ *           the axes, x first: the public code calls the first one emb_h, but its meshgrid puts w first, so that it
+ *           turns with x. rint is Python's round(), half to even.
  * Source:   get_resize_crop_region_for_grid of the pipeline, get_2d_rotary_pos_embed of diffusers. */
 static double *rotary_table(arena *a, const dit_config *c, int64_t gh, int64_t gw)
 {
     int64_t head = c->attention_head_dim, pairs = head / 4;
     double *table = arena_alloc(a, (size_t)(gh * gw * head), sizeof(double));
-    double base = (double)(512 / 8 / c->patch_size), high = base, wide = base;
+    int64_t side = 512 / 8 / c->patch_size;
+    double base = (double)side, high = base, wide = base;
     if (gh > gw)
         wide = rint(base / (double)gh * (double)gw);
     else
         high = rint(base / (double)gw * (double)gh);
     double top = rint((base - high) / 2), left = rint((base - wide) / 2);
     for (int64_t i = 0; i < gh * gw && table; i++) {
-        double y = top + (double)(i / gw) * (high / (double)gh), x = left + (double)(i % gw) * (wide / (double)gw);
+        int64_t row = i / gw, column = i % gw;
+        double y = top + (double)row * (high / (double)gh), x = left + (double)column * (wide / (double)gw);
         for (int64_t k = 0; k < 2 * pairs; k++) {
             double turn = exp_own(-log_own(10000) * 2 * (double)(k % pairs) / ((double)head / 2));
             double *angle = table + i * head + 2 * k;
@@ -837,7 +840,8 @@ static double *rotary_table(arena *a, const dit_config *c, int64_t gh, int64_t g
 
 /* Row f of the time table, out [size]: from the checkpoint where it has one, otherwise computed.
  *
- * Formula:  out[2i] = sin(f 10000^(-2i/D)), out[2i+1] = cos of the same
+ * Formula:  out[2i] = sin(f 10000^(-2i/D)), out[2i+1] = cos of the same; size D is even
+ * Trap:     sine and cosine take turns here, sine first; the timestep's 256 numbers are 128 cosines, then 128 sines
  * Source:   PositionalEncoding of motion_module.py. */
 static void time_row(const block_weights *b, int64_t f, int64_t size, real *out)
 {
@@ -849,12 +853,12 @@ static void time_row(const block_weights *b, int64_t f, int64_t size, real *out)
         double sine, cosine;
         sincos_own((double)f * exp_own(-log_own(10000) * (double)i / (double)size), &sine, &cosine);
         out[i] = (real)sine;
-        if (i + 1 < size)
-            out[i + 1] = (real)cosine;
+        out[i + 1] = (real)cosine;
     }
 }
 
-/* h [rows * N][D] += the time table's row of each token's frame. */
+/* h [rows * N][D] += the time table's row of each token's frame. A trap: it is added to the stream itself, before the
+ * norm, and in every block once more, so that it piles up; PositionalEncoding returns its input plus the table. */
 static void add_time(arena *a, tensor h, const block_weights *b, int64_t frames, int64_t rows)
 {
     size_t mark = arena_mark(a);
@@ -865,9 +869,9 @@ static void add_time(arena *a, tensor h, const block_weights *b, int64_t frames,
     arena_reset(a, mark);
 }
 
-/* ---------------------------------------------------------------- DiT: a block */
-
-/* A block's three attentions differ only in what is looked at. With H heads of head = D/H numbers,
+/* ---------------------------------------------------------------- DiT: a block
+ *
+ * A block's three attentions differ only in what is looked at. With H heads of head = D/H numbers,
  *
  *     q = to_q(n), k = to_k(seen), v = to_v(seen);  per head: q = norm_q(q), k = norm_k(k); their places turn q,
  *     and k in attn1;  out = to_out(softmax(q k / sqrt(head)) v)
@@ -885,7 +889,7 @@ static void add_time(arena *a, tensor h, const block_weights *b, int64_t frames,
  *     skip_norm, norm1, norm2, norm3, norm_clip, norm_clip_out    1e-6      norm_eps of HunyuanDiTBlock
  *     norm_q, norm_k                                              1e-6      over a head, not over D
  *     norm_out                                                    1e-6      no weight, no bias
- *     gate_clip.norm                                              D         a slip, see gate
+ *     gate_clip.norm                                              D         the width, by a slip: see gate
  *     ln_q, ln_kv of the Resampler                                1e-5      nn.LayerNorm's own default
  *     CLIP's                                                      layer_norm_eps of its config.json */
 
@@ -901,6 +905,8 @@ typedef struct {
     tensor silu_temb;           /* [B][D], then [rows][D] */
     tensor text, image;         /* [B][tokens][X], then [rows * tokens][X] */
     const double *rotary;       /* [area][head / 2][cos, sin] */
+    int64_t block;              /* the block under way, and its weights */
+    const block_weights *b;
     bool enhance;               /* Enhance-A-Video is on in this call */
     double enhance_weight;
 } call_state;
@@ -912,13 +918,13 @@ static tensor by_row(const call_state *c, tensor x)
 }
 
 /* The stage step.CALL.block.BLOCK + part: x [rows * N][D] when it is computed, or instead of computing it. */
-static void dump_stage(const call_state *c, tensor x, int64_t block, const char *part)
+static void dump_stage(const call_state *c, tensor x, const char *part)
 {
-    dump(c->r, by_row(c, x), AS_IS, "step.%03d.block.%02d%s", (int)c->call, (int)block, part);
+    dump(c->r, by_row(c, x), AS_IS, "step.%03d.block.%02d%s", (int)c->call, (int)c->block, part);
 }
-static bool given_stage(const call_state *c, tensor x, int64_t block, const char *part)
+static bool given_stage(const call_state *c, tensor x, const char *part)
 {
-    return given(c->r, by_row(c, x), AS_IS, "step.%03d.block.%02d%s", (int)c->call, (int)block, part);
+    return given(c->r, by_row(c, x), AS_IS, "step.%03d.block.%02d%s", (int)c->call, (int)c->block, part);
 }
 
 /* The next TOKENS rows of x [M][K], or what is left. Layers that widen the stream (to 2D in merge_skip and gate, to
@@ -930,7 +936,8 @@ static tensor piece(tensor x, int64_t first)
 }
 
 /* n = norm1.norm(h) + norm1.linear(silu(temb)): a LayerNorm, shifted by the timestep; h, n [rows * N][D], silu_temb
- * [rows][D]. AdaLayerNormShift of norm.py; unlike in other DiTs there is no scale and no gate. */
+ * [rows][D]. AdaLayerNormShift of norm.py. A trap: adaLN here is a shift alone, no scale and no gate as in other DiTs;
+ * only norm_out has a scale. */
 static void shifted_norm(arena *a, tensor n, tensor h, const block_weights *b, tensor silu_temb)
 {
     size_t mark = arena_mark(a);
@@ -980,9 +987,7 @@ static real enhance_score(const call_state *c, const attention_layer *l, tensor 
 {
     int64_t heads = c->d->config.num_attention_heads, head = c->d->config.attention_head_dim, width = heads * head;
     size_t mark = arena_mark(c->a);
-    tensor plain_q = like(c->a, q), plain_k = like(c->a, k);
-    tensor_copy(plain_q, q);
-    tensor_copy(plain_k, k);
+    tensor plain_q = repeated(c->a, q, 1), plain_k = repeated(c->a, k, 1);
     head_norm_rotary(c->a, plain_q, heads, l->norm_q, 1e-6, NULL, 1);
     head_norm_rotary(c->a, plain_k, heads, l->norm_k, 1e-6, NULL, 1);
     double sum = 0;
@@ -999,8 +1004,9 @@ static real enhance_score(const call_state *c, const attention_layer *l, tensor 
 
 /* n = to_out(attention of n [rows * N][D] to *source [rows * tokens][X]); source NULL, as encoder_hidden_states=None in
  * the public code: the tokens look at themselves (attn1). Queries and keys are normed head by head, which keeps their
- * products small (arXiv 2302.05442). Places turn the queries always, the keys only in attn1: text and picture tokens
- * have no place. HunyuanAttnProcessor2_0 of diffusers, HunyuanAttnProcessor2_0_EnhanceAVideo in attn1. */
+ * products small (arXiv 2302.05442). A trap: places turn the queries always, the keys only in attn1, for text and
+ * picture tokens have no place. Values are never normed or turned. HunyuanAttnProcessor2_0 of diffusers, in attn1
+ * HunyuanAttnProcessor2_0_EnhanceAVideo. */
 static void attend(const call_state *c, tensor n, const tensor *source, const attention_layer *l)
 {
     arena *a = c->a;
@@ -1018,7 +1024,8 @@ static void attend(const call_state *c, tensor n, const tensor *source, const at
     arena_reset(a, mark);
 }
 
-/* h = skip_linear(skip_norm([h, skip])), all [rows * N][D] but for the pair, [TOKENS][2D]. */
+/* h = skip_linear(skip_norm([h, skip])), all [rows * N][D] but for the pair, [TOKENS][2D]. The order is the weights':
+ * the stream first, then what was kept. */
 static void merge_skip(arena *a, tensor h, tensor skip, const block_weights *b)
 {
     size_t mark = arena_mark(a);
@@ -1030,9 +1037,10 @@ static void merge_skip(arena *a, tensor h, tensor skip, const block_weights *b)
     }
 }
 
-/* n = norm_clip_out(a * gelu(b)), [a, b] = proj(norm(n)); n [rows * N][D], [a, b] [TOKENS][2D].
+/* n = norm_clip_out(a * gelu(b)), [a, b] = proj(norm(n)); n [rows * N][D], [a, b] [TOKENS][2D]. One linear layer makes
+ * the values a and their gates b; this gelu is the exact one (erf).
  *
- * A trap: the gate's LayerNorm has the width for its eps, 2816 in the published model. GEGLU in attention.py calls
+ * A trap: this LayerNorm's eps is the width, 2816 in the published model, because GEGLU in attention.py calls
  * FP32LayerNorm(dim_in, dim_in, ...), whose second argument is eps. That norm divides by sqrt(variance + 2816), so with
  * variances about 1 it hardly normalises but shrinks everything fifty-fold. The weights were trained so, and must be
  * run so; norm_clip_out brings the result back to size. */
@@ -1049,7 +1057,7 @@ static void gate(arena *a, tensor n, const block_weights *b)
 }
 
 /* n = net.2(gelu(net.0.proj(n))), n [rows * N][D], inside [TOKENS][inner]. FeedForward of diffusers with
- * gelu-approximate: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). */
+ * gelu-approximate, the tanh form, unlike the gate's: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). */
 static void feed_forward(arena *a, tensor n, const block_weights *b)
 {
     size_t mark = arena_mark(a);
@@ -1061,67 +1069,74 @@ static void feed_forward(arena *a, tensor n, const block_weights *b)
     }
 }
 
+/* The four sublayers that add to the stream: n = f(h), both [rows * N][D]. Only the first sees the timestep. */
+typedef void sublayer(const call_state *c, tensor n, tensor h);
+
+static void self_attention(const call_state *c, tensor n, tensor h)
+{
+    if (!given_stage(c, n, ".norm1"))
+        shifted_norm(c->a, n, h, c->b, c->silu_temb);
+    dump_stage(c, n, ".norm1");
+    attend(c, n, NULL, &c->b->attn1);
+}
+
+static void text_attention(const call_state *c, tensor n, tensor h)
+{
+    layer_norm(c->a, n, h, c->b->norm2, 1e-6);
+    attend(c, n, &c->text, &c->b->attn2);
+}
+
+static void image_attention(const call_state *c, tensor n, tensor h)
+{
+    layer_norm(c->a, n, h, c->b->norm_clip, 1e-6);
+    attend(c, n, &c->image, &c->b->attn_clip);
+    gate(c->a, n, c->b);
+}
+
+static void token_mlp(const call_state *c, tensor n, tensor h)
+{
+    layer_norm(c->a, n, h, c->b->norm3, 1e-6);
+    feed_forward(c->a, n, c->b);
+}
+
+/* h += f(h), or what is given for f(h): the stage `part` of the block. */
+static void add_sublayer(const call_state *c, tensor h, sublayer *f, const char *part)
+{
+    size_t mark = arena_mark(c->a);
+    tensor n = like(c->a, h);
+    if (!given_stage(c, n, part))
+        f(c, n, h);
+    dump_stage(c, n, part);
+    add(h, n);
+    arena_reset(c->a, mark);
+}
+
 /* Dumps of one call, [B][N][D] where nothing else is said; a block's are in the order of its lines:
  *
  *     step.CALL.temb [B][D]   .text [B][tokens][X]   .image [B][Q][X]   .patch
  *     step.CALL.block.BLOCK   .skip .time .norm1 .attn1 .attn2 .clip .ff, and without a part the block's output
  *     step.CALL.norm_out      step.CALL.out [B][2Z][F][h][w] */
 
-/* HunyuanDiTBlock.forward: the stream h [rows * N][D], in place; skip the same size where the block has one. n holds a
- * sublayer's normed input, then its output. The time table is added to the stream itself and stays in it, so that every
- * block adds its frames' rows once more; the timestep's shift is only ever seen by attn1. All LayerNorms have weight,
- * bias and eps 1e-6, but for the gate's. */
-static void block(const call_state *c, tensor h, int64_t i, tensor skip)
+/* HunyuanDiTBlock.forward: the stream h [rows * N][D], in place; skip the same size where the block has one. The order
+ * is the weights': skip, time table, attentions, MLP. A skip is left out where the time stage behind it is given. */
+static void block(const call_state *c, tensor h, tensor skip)
 {
-    arena *a = c->a;
-    const block_weights *b = &c->d->blocks[i];
-    bool timed = c->frames > 1;
-    if (b->skip_linear.weight.data && !(timed && is_given(c->r, "step.%03d.block.%02d.time", (int)c->call, (int)i))) {
-        if (!given_stage(c, h, i, ".skip"))
-            merge_skip(a, h, skip, b);
-        dump_stage(c, h, i, ".skip");
+    bool merges = c->b->skip_linear.weight.data, timed = c->frames > 1;
+    if (merges && !(timed && is_given(c->r, "step.%03d.block.%02d.time", (int)c->call, (int)c->block))) {
+        if (!given_stage(c, h, ".skip"))
+            merge_skip(c->a, h, skip, c->b);            /* h = skip_linear(skip_norm([h, skip])) */
+        dump_stage(c, h, ".skip");
     }
     if (timed) {
-        if (!given_stage(c, h, i, ".time"))
-            add_time(a, h, b, c->frames, c->rows);
-        dump_stage(c, h, i, ".time");
+        if (!given_stage(c, h, ".time"))
+            add_time(c->a, h, c->b, c->frames, c->rows);        /* h += time table[frame] */
+        dump_stage(c, h, ".time");
     }
-    size_t mark = arena_mark(a);
-    tensor n = like(a, h);
-
-    if (!given_stage(c, n, i, ".attn1")) {
-        if (!given_stage(c, n, i, ".norm1"))
-            shifted_norm(a, n, h, b, c->silu_temb);
-        dump_stage(c, n, i, ".norm1");
-        attend(c, n, NULL, &b->attn1);
-    }
-    dump_stage(c, n, i, ".attn1");
-    add(h, n);
-
-    if (!given_stage(c, n, i, ".attn2")) {
-        layer_norm(a, n, h, b->norm2, 1e-6);
-        attend(c, n, &c->text, &b->attn2);
-    }
-    dump_stage(c, n, i, ".attn2");
-    add(h, n);
-
-    if (!given_stage(c, n, i, ".clip")) {
-        layer_norm(a, n, h, b->norm_clip, 1e-6);
-        attend(c, n, &c->image, &b->attn_clip);
-        gate(a, n, b);
-    }
-    dump_stage(c, n, i, ".clip");
-    add(h, n);
-
-    if (!given_stage(c, n, i, ".ff")) {
-        layer_norm(a, n, h, b->norm3, 1e-6);
-        feed_forward(a, n, b);
-    }
-    dump_stage(c, n, i, ".ff");
-    add(h, n);
-
-    arena_reset(a, mark);
-    dump_stage(c, h, i, "");
+    add_sublayer(c, h, self_attention, ".attn1");       /* h += attn1(norm1(h) + shift(temb)) */
+    add_sublayer(c, h, text_attention, ".attn2");       /* h += attn2(norm2(h), text) */
+    add_sublayer(c, h, image_attention, ".clip");       /* h += norm_clip_out(gate(attn_clip(norm_clip(h), image))) */
+    add_sublayer(c, h, token_mlp, ".ff");               /* h += ff(norm3(h)) */
+    dump_stage(c, h, "");
 }
 
 /* ---------------------------------------------------------------- DiT: a call */
@@ -1129,20 +1144,20 @@ static void block(const call_state *c, tensor h, int64_t i, tensor skip)
 /* temb = timestep_embedder(sinusoids(t)) + extra -> [B][D]: what is known about the whole clip, in one vector. */
 static tensor time_embedding(arena *a, const dit *d, const dit_condition *c, double t)
 {
-    tensor temb = tensor_new(a, SHAPE(c->rows, d->config.hidden_size));
     size_t mark = arena_mark(a);
     tensor v = tensor_new(a, SHAPE(1, SINUSOIDS));
     if (v.data)
         sinusoids(t, v.data);
-    tensor e = two_layers(a, v, d->timestep_1, d->timestep_2);
-    tensor_copy(temb, c->extra);
-    add_rows(temb, e, c->rows);
-    arena_reset(a, mark);
-    return temb;
+    tensor temb = repeated(a, two_layers(a, v, d->timestep_1, d->timestep_2), c->rows);
+    add(temb, c->extra);
+    return arena_return(a, mark, temb);
 }
 
 /* pos_embed: [latents, inpaint], [F][h][w][3Z], in patches of p x p -> [N][D], tokens in the order frame, y, x.
  * PatchEmbed of diffusers with pos_embed_type None: a convolution whose stride is its kernel, frame by frame.
+ *
+ * What the model knows of the given frames comes in here, beside the noise. Frames that are not given were encoded as
+ * black pictures, with 1 in the mask (inpaint_latents in ruyi.c).
  *
  *     p = 2:   0 0 1 1     every 2 x 2 latents become one token of D numbers; F, h, w are then seen by nothing but the
  *              0 0 1 1     positions, for the blocks know no neighbourhood
@@ -1162,7 +1177,8 @@ static tensor patch_tokens(arena *a, const dit *d, tensor latents, tensor inpain
 }
 
 /* h = LayerNorm(h) * (1 + scale) + shift, [scale, shift] = linear(silu(temb)); h [rows * N][D], scale and shift [D] a
- * row. AdaLayerNormContinuous of diffusers: this norm has no weight and bias of its own. */
+ * row. AdaLayerNormContinuous of diffusers: this norm has no weight and bias of its own. A trap: the linear layer gives
+ * the scale first, then the shift; in DiT's own code it is the other way round. */
 static void norm_out(const call_state *c, tensor h)
 {
     size_t mark = arena_mark(c->a);
@@ -1185,12 +1201,12 @@ static void project_out(const call_state *c, tensor out, tensor h)
 {
     size_t mark = arena_mark(c->a);
     int64_t p = c->d->config.patch_size, line = p * c->d->config.out_channels;
-    int64_t gh = out.dim[2] / p, gw = out.dim[3] / p;
+    int64_t gw = out.dim[3] / p;
     tensor y = linear(c->a, h, c->d->proj_out);                 /* [rows * N][p][line] */
     for (int64_t i = 0; i < h.dim[0] && h.data; i++) {
-        int64_t frame = i / gw / gh, row = i / gw % gh, column = i % gw;
+        int64_t row = i / gw, column = i % gw;                  /* rows of tokens, through all frames */
         for (int64_t py = 0; py < p; py++)
-            memcpy(out.data + (((frame * gh + row) * p + py) * gw + column) * line, y.data + (i * p + py) * line,
+            memcpy(out.data + ((row * p + py) * gw + column) * line, y.data + (i * p + py) * line,
                    (size_t)line * sizeof(real));
     }
     arena_reset(c->a, mark);
@@ -1239,35 +1255,37 @@ bool dit_sees_latents(const run *r, const dit *d, int64_t call)
 }
 
 /* The blocks on h [rows * N][D], as far as they are asked for. Long skips as in U-ViT: the first half's outputs return
- * in the second, last in first out.
+ * in the second, last in first out; the two blocks in the middle neither keep nor merge.
  *
  *     L = 8     block   0   1   2   3   4   5   6   7
  *               keeps   a   b   c
  *               merges                      c   b   a
  *
  * done, total: blocks of all rows, for the progress. */
-static void run_blocks(const call_state *c, tensor h, int64_t done, int64_t total)
+static void run_blocks(call_state c, tensor h, int64_t done, int64_t total)
 {
-    int64_t layers = c->d->config.num_layers, kept = layers / 2 - 1;
-    size_t mark = arena_mark(c->a);
-    tensor skips = tensor_new(c->a, SHAPE(kept, h.dim[0], h.dim[1]));
+    int64_t layers = c.d->config.num_layers, kept = layers / 2 - 1;
+    size_t mark = arena_mark(c.a);
+    tensor skips = tensor_new(c.a, SHAPE(kept, h.dim[0], h.dim[1]));
     bool *needed = allocate((size_t)layers, sizeof *needed);
-    needed_blocks(c->r, &c->d->config, c->call, needed);
+    needed_blocks(c.r, &c.d->config, c.call, needed);
     for (int64_t i = 0; i < layers; i++) {
         tensor skip = { 0 };
         if (i > layers / 2)
             skip = tensor_view(tensor_part(skips, layers - 1 - i, 1), SHAPE(h.dim[0], h.dim[1]));
-        if (needed[i] && !given_stage(c, h, i, ""))
-            block(c, h, i, skip);
-        if (needed[i] && i < kept)
+        c.block = i;
+        c.b = &c.d->blocks[i];
+        if (needed[i] && !given_stage(&c, h, ""))
+            block(&c, h, skip);
+        if (i < kept && needed[i])
             tensor_copy(tensor_part(skips, i, 1), h);
-        progress(c->r, "block", done + i + 1, total);
+        progress(c.r, "block", done + i + 1, total);
     }
     free(needed);
-    arena_reset(c->a, mark);
+    arena_reset(c.a, mark);
 }
 
-/* ---------------------------------------------------------------- TeaCache
+/* ---------------------------------------------------------------- TeaCache (arXiv 2411.19108)
  *
  * Neighbouring steps often change the stream by nearly the same amount. So a call may take the change of an earlier one
  * instead of running the blocks:
@@ -1293,17 +1311,6 @@ static void run_blocks(const call_state *c, tensor h, int64_t done, int64_t tota
  * After n calls the count begins anew, which only a scheduler with more calls than steps notices. All rows of a call do
  * the same. HunyuanTransformer3DModel.TeaCacheParameters. */
 
-/* x: block 0's shifted norm of the patch tokens [N][D], as the block itself makes it, for all rows: [B * N][D]. */
-static tensor modulated_input(arena *a, const dit *d, tensor patch, tensor silu_temb, int64_t frames)
-{
-    int64_t rows = silu_temb.dim[0];
-    tensor x = repeated(a, patch, rows);
-    if (frames > 1)
-        add_time(a, x, &d->blocks[0], frames, rows);
-    shifted_norm(a, x, x, &d->blocks[0], silu_temb);
-    return x;
-}
-
 /* P(d) by Horner's rule. Both means are over the same count, so sums will do. */
 static double tea_change(tensor now, tensor last)
 {
@@ -1318,45 +1325,44 @@ static double tea_change(tensor now, tensor last)
     return y;
 }
 
-/* Decides whether this call computes (t->computed), and counts it; returns whether its residual is to be stored. While
- * planning there are no numbers to decide by, and the larger work is foreseen. TeaCacheParameters.update. */
-static bool tea_update(arena *a, tea_cache *t, const dit *d, tensor patch, tensor silu_temb, int64_t frames)
+/* Decides whether this call computes (t->computed) and whether its residual is stored (t->stored), and counts it. x is
+ * block 0's shifted norm of the patch tokens [N][D], as the block itself makes it, for all rows. While planning there
+ * are no numbers to decide by, and the larger work is foreseen. TeaCacheParameters.update. */
+static void tea_update(arena *a, tea_cache *t, const block_weights *b, tensor patch, tensor silu_temb, int64_t frames)
 {
-    int64_t call = t->count;
-    bool first = call == t->skip_start - 1, between = call >= t->skip_start && call < t->steps - t->skip_end;
+    int64_t call = t->count, rows = silu_temb.dim[0];
+    bool begins = call == t->skip_start - 1, between = call >= t->skip_start && call < t->steps - t->skip_end;
     t->count = call + 1 == t->steps ? 0 : call + 1;
     t->delta = 0;
     t->computed = true;
-    if (!first && !between)
-        return false;
+    t->stored = false;
+    if (!begins && !between)
+        return;
     size_t mark = arena_mark(a);
-    tensor now = modulated_input(a, d, patch, silu_temb, frames);
+    tensor x = repeated(a, patch, rows);
+    if (frames > 1)
+        add_time(a, x, b, frames, rows);
+    shifted_norm(a, x, x, b, silu_temb);
     if (between) {
-        t->delta = tea_change(now, t->last);
+        t->delta = tea_change(x, t->last);
         t->sum += t->delta;
         t->computed = patch.data == NULL || !(t->sum < t->threshold);
     }
     if (t->computed) {
         t->sum = 0;
-        tensor_copy(t->last, now);
+        tensor_copy(t->last, x);
     } else {
         t->cached++;
     }
+    t->stored = t->computed;
     arena_reset(a, mark);
-    return t->computed;
 }
 
-/* For the rows of one group, h and residual [rows * N][D], patch [N][D]: residual = h - patch (store), or h = patch +
- * residual. */
-static void tea_residual(tensor h, tensor patch, tensor residual, bool store)
+/* y = x + sign * patch, patch [N][D] for every row: stream = residual + patch, residual = stream - patch. */
+static void add_patch(tensor y, tensor x, tensor patch, real sign)
 {
-    int64_t n = tensor_count(patch);
-    for (int64_t i = 0; i < tensor_count(h) && h.data; i++) {
-        if (store)
-            residual.data[i] = h.data[i] - patch.data[i % n];
-        else
-            h.data[i] = patch.data[i % n] + residual.data[i];
-    }
+    for (int64_t i = 0; i < tensor_count(y) && y.data; i++)
+        y.data[i] = x.data[i] + sign * patch.data[i % tensor_count(patch)];
 }
 
 /* ---------------------------------------------------------------- DiT: forward */
@@ -1366,7 +1372,7 @@ static tensor flattened(tensor x) { return tensor_view(x, SHAPE(x.dim[0] * x.dim
 
 /* Guidance rows [first, first + c.rows): patch tokens through the blocks and norm_out, or the cached result; proj_out
  * into these rows of out [B][F][h][w][2Z]. c comes with all rows and is narrowed here. tea NULL: off. */
-static void forward_rows(call_state c, tensor out, int64_t first, tea_cache *tea, bool store)
+static void forward_rows(call_state c, tensor out, int64_t first, const tea_cache *tea)
 {
     arena *a = c.a;
     int64_t n = c.patch.dim[0], layers = c.d->config.num_layers, total = c.silu_temb.dim[0] * layers;
@@ -1379,13 +1385,13 @@ static void forward_rows(call_state c, tensor out, int64_t first, tea_cache *tea
     if (given(c.r, all, AS_IS, "step.%03d.patch", (int)c.call) || dit_sees_latents(c.r, c.d, c.call))
         dump(c.r, all, AS_IS, "step.%03d.patch", (int)c.call);
     if (tea && !tea->computed) {
-        tea_residual(h, c.patch, residual, false);
+        add_patch(h, residual, c.patch, 1);
     } else if (!given(c.r, all, AS_IS, "step.%03d.norm_out", (int)c.call)) {
-        run_blocks(&c, h, first * layers, total);
+        run_blocks(c, h, first * layers, total);
         norm_out(&c, h);
     }
-    if (store)
-        tea_residual(h, c.patch, residual, true);
+    if (tea && tea->stored)
+        add_patch(residual, h, c.patch, -1);
     dump(c.r, all, AS_IS, "step.%03d.norm_out", (int)c.call);
     project_out(&c, tensor_part(out, first, c.rows), h);
     arena_reset(a, mark);
@@ -1407,10 +1413,12 @@ static tensor given_or(const run *r, tensor x, int64_t call, const char *name)
  * group of rows the stream h, L/2 - 1 skips of its size, and a block's temporaries. The skips are most of the memory,
  * which is why rows are run one after the other where nothing wants them together. */
 
-/* One call of the model: latents [F][h][w][Z], inpaint [F][h][w][2 Z] at timestep t -> [B][F][h][w][out_channels], of
- * which the first half of the channels is the prediction. see_image: the positive row sees the picture's tokens (which
- * it does only in the last 40 % of the calls; before, all rows see padding). call numbers the dumps. The learned
- * variance, the other half, is not used by any of the schedulers. HunyuanTransformer3DModel.forward. */
+/* One call of the model, HunyuanTransformer3DModel.forward: latents [F][h][w][Z], inpaint [F][h][w][2 Z] at timestep t
+ * -> [B][F][h][w][out_channels], whose first half of the channels is the prediction (v, in Ruyi); the other half, a
+ * learned variance, is used by none of the schedulers.
+ *
+ * see_image: the positive row sees the picture's tokens, which it does only in the last 40 % of the calls; in the first
+ * 60 % both rows see clip_padding (public: clip_apply_ratio 0.40; sees_image in ruyi.c). call numbers the dumps. */
 tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor latents, tensor inpaint, double t,
                    bool see_image, int64_t call, tea_cache *tea, const enhance *eav)
 {
@@ -1435,11 +1443,10 @@ tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor la
                                            : tensor_new(a, SHAPE(frames * c.area, d->config.hidden_size));
     c.rotary = rotary_table(a, &d->config, h / p, w / p);
     tea_cache *cache = tea && tea->threshold != 0 ? tea : NULL;
-    bool store = cache && tea_update(a, cache, d, c.patch, c.silu_temb, frames);
     if (cache)
-        cache->stored = store;
+        tea_update(a, cache, &d->blocks[0], c.patch, c.silu_temb, frames);
     for (int64_t first = 0; first < k->rows; first += c.rows)
-        forward_rows(c, out, first, cache, store);
+        forward_rows(c, out, first, cache);
     dump(r, out, ROWS_CHANNELS_FIRST, "step.%03d.out", (int)call);
     arena_reset(a, mark);
     return out;
@@ -1452,35 +1459,27 @@ typedef struct { run r; dit d; block_weights b; call_state c; tensor h, skip; } 
 /* One of the second half's blocks of the published size, with random weights, on n random tokens of one frame. */
 void *bench_block_new(arena *a, int64_t n)
 {
+    enum { SIZE = 2816, CROSS = 1024 };
     block_bench *s = allocate(1, sizeof *s);
-    dit_config *c = &s->d.config;
-    *c = (dit_config){ .num_attention_heads = 32, .attention_head_dim = 88, .hidden_size = 2816, .num_layers = 2,
-                       .inner = 12288, .cross_attention_dim = 1024, .patch_size = 2 };
-    bind_block(weights_random(F32), c, &s->b, 2);
-    s->d.blocks = &s->b;
+    weights *w = weights_random(F32);
+    s->d.config = (dit_config){ .num_attention_heads = 32, .attention_head_dim = 88, .hidden_size = SIZE,
+                                .num_layers = 2, .inner = 12288, .cross_attention_dim = CROSS, .patch_size = 2 };
+    bind_block(w, &s->d.config, &s->b, 2);
     s->r = (run){ .arena = a };
-    s->h = tensor_new(a, SHAPE(n, c->hidden_size));
-    s->skip = tensor_new(a, SHAPE(n, c->hidden_size));
-    s->c = (call_state){ .r = &s->r, .d = &s->d, .a = a, .rows = 1, .frames = 1, .area = n };
-    s->c.silu_temb = tensor_new(a, SHAPE(1, c->hidden_size));
-    s->c.text = tensor_new(a, SHAPE(77 + 256, c->cross_attention_dim));
-    s->c.image = tensor_new(a, SHAPE(64, c->cross_attention_dim));
-    s->c.rotary = rotary_table(a, c, 1, n);
-    tensor all[] = { s->h, s->skip, s->c.silu_temb, s->c.text, s->c.image };
-    generator g;
-    generator_seed(&g, (rng){ 0 }, 1);
-    for (int i = 0; i < 5; i++)
-        for (int64_t k = 0; k + 16 <= tensor_count(all[i]); k += 16) {
-            float numbers[16];
-            generator_randn(&g, numbers, 16);
-            for (int64_t m = 0; m < 16; m++)
-                all[i].data[k + m] = (real)numbers[m];
-        }
+    s->h = widened(a, bind(w, SHAPE(n, SIZE), "h"), SHAPE(n, SIZE));
+    s->skip = widened(a, bind(w, SHAPE(n, SIZE), "skip"), SHAPE(n, SIZE));
+    s->c = (call_state){
+        .r = &s->r, .d = &s->d, .a = a, .b = &s->b, .rows = 1, .frames = 1, .area = n,
+        .silu_temb = widened(a, bind(w, SHAPE(1, SIZE), "temb"), SHAPE(1, SIZE)),
+        .text = widened(a, bind(w, SHAPE(77 + 256, CROSS), "text"), SHAPE(77 + 256, CROSS)),
+        .image = widened(a, bind(w, SHAPE(64, CROSS), "image"), SHAPE(64, CROSS)),
+        .rotary = rotary_table(a, &s->d.config, 1, n),
+    };
     return s;
 }
 
 void bench_block(void *state)
 {
     block_bench *s = state;
-    block(&s->c, s->h, 0, s->skip);
+    block(&s->c, s->h, s->skip);
 }

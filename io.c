@@ -198,6 +198,15 @@ static int64_t edit_distance(const char *a, const char *b, int64_t *row)
     return now[n];
 }
 
+/* The place of a word in a list, or -1. */
+int place_of(const char *word, const char *const *words, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (!strcmp(word, words[i]))
+            return i;
+    return -1;
+}
+
 /* The word of least edit distance, for "did you mean"; NULL where the list is empty. Of equals one that goes on where
  * the given one ends, then the first, so that abbreviations find their word. The distance counts double so that the
  * bonus for a beginning decides among equals only. */
@@ -967,6 +976,17 @@ char *config_word(config c, const char *field, const char *otherwise)
     if (!v.text && otherwise) return text_of("%s", otherwise);
     if (json_kind(v) != '"') config_refuse(c, field, "expected a string; mend the file");
     return json_string(v);
+}
+
+/* The place of a field's word in a list; dies naming the nearest. */
+int config_choice(config c, const char *field, const char *otherwise, const char *const *words, int count)
+{
+    char *word = config_word(c, field, otherwise);
+    int place = place_of(word, words, count);
+    if (place < 0)
+        config_refuse(c, field, "which is not supported; %s is near", nearest_word(word, words, count));
+    free(word);
+    return place;
 }
 
 /* Integers into list, which has room for `most`; returns their count, or -1 where the field is absent. An empty list is

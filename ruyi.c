@@ -1052,26 +1052,6 @@ static const char *const beta_schedules[] = { "linear", "scaled_linear", "square
 static const char *const predictions[] = { "epsilon", "sample", "v_prediction" };
 static const char *const spacings[] = { "leading", "trailing", "linspace" };
 
-/* The place of a word in a list, or -1. */
-static int place_of(const char *word, const char *const *words, int count)
-{
-    for (int i = 0; i < count; i++)
-        if (!strcmp(word, words[i]))
-            return i;
-    return -1;
-}
-
-/* The place of a field's word in a list; dies naming the nearest. */
-static int read_choice(config f, const char *field, const char *otherwise, const char *const *words, int count)
-{
-    char *word = config_word(f, field, otherwise);
-    int place = place_of(word, words, count);
-    if (place < 0)
-        config_refuse(f, field, "which is not supported; %s is near", nearest_word(word, words, count));
-    free(word);
-    return place;
-}
-
 /* Fields that choose between variants of a class of which one is here: `only` keeps to it (NULL: false does), and is
  * the class's default. The other classes ignore the field, and so does this program: one file, made for one scheduler,
  * has to serve all five, as the public code's --scheduler does. */
@@ -1092,13 +1072,13 @@ static void refuse_unsupported(config f, sched_type type)
         if (!(variants[i].classes >> type & 1))
             continue;
         if (variants[i].only)
-            read_choice(f, variants[i].field, variants[i].only, &variants[i].only, 1);
+            config_choice(f, variants[i].field, variants[i].only, &variants[i].only, 1);
         else if (config_bool(f, variants[i].field, false))
             config_refuse(f, variants[i].field, "expected false; it is not supported");
     }
     if (type != DPMPP)
         return;
-    read_choice(f, "solver_type", "midpoint", midpoints, 4);
+    config_choice(f, "solver_type", "midpoint", midpoints, 4);
     config_int(f, "solver_order", 2, 2, 2);
     json clipped = config_member(f, "lambda_min_clipped");
     if (json_kind(clipped) && !(json_number(clipped) < -1e300))
@@ -1137,13 +1117,13 @@ sched_config sched_read(const char *folder, sched_type type)
         .file = f, .type = type,
         .num_train_timesteps = config_int(f, "num_train_timesteps", 1000, 2, 1000000),
         .beta_start = config_real(f, "beta_start", 0.0001), .beta_end = config_real(f, "beta_end", 0.02),
-        .beta_schedule = beta_schedules[read_choice(f, "beta_schedule", "linear", beta_schedules, 3)],
+        .beta_schedule = beta_schedules[config_choice(f, "beta_schedule", "linear", beta_schedules, 3)],
         .rescale_betas_zero_snr = type != PNDM && config_bool(f, "rescale_betas_zero_snr", false),
         .set_alpha_to_one = config_bool(f, "set_alpha_to_one", ddim),
-        .timestep_spacing = (spacing)read_choice(f, "timestep_spacing", leading ? "leading" : "linspace", spacings, 3),
+        .timestep_spacing = (spacing)config_choice(f, "timestep_spacing", leading ? "leading" : "linspace", spacings, 3),
         .steps_offset = config_int(f, "steps_offset", 0, 0, 1000000),
         .skip_prk_steps = type == PNDM && config_bool(f, "skip_prk_steps", false),
-        .prediction_type = (prediction)read_choice(f, "prediction_type", "epsilon", predictions, 3),
+        .prediction_type = (prediction)config_choice(f, "prediction_type", "epsilon", predictions, 3),
         .clip_sample = ddim && config_bool(f, "clip_sample", true),
         .clip_sample_range = config_real(f, "clip_sample_range", 1.0),
         .thresholding = thresholds,

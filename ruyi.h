@@ -1,25 +1,29 @@
 /* ruyi.h - the map of the program: every shared type, and every function that one file offers to the others.
  *
- *     pictures --io--> bytes --resize--> pixels, mask
- *     pixels, mask --vae_encode--> mask_latents, masked_latents          (posterior noise: generator 2)
- *     first picture --clip_encode--> clip tokens
- *     embeddings.safetensors --control words--> text rows [negative, positive]
- *     noise (generator 1) --> for each timestep: dit_forward --> guidance --> sched_step --> latents
- *     latents --vae_decode, smooth--> video --> bytes --io--> frames
+ * The pipeline, with the published 7B model's numbers for 120 frames of 384 x 672 pixels:
+ *
+ *     pictures --io, resize--> bytes --> pixels -1..1, mask 0 or 1  [T][H][W][3] each                 120 384 672 3
+ *     pixels, mask --vae_encode--> mask_latents, masked_latents  [F][h][w][Z] each                    30 48 84 16
+ *         (posterior noise: generator 2; frames that are not given are black, with 1 in the mask)
+ *     first picture --clip_encode--> tokens  [patches][width]                                         256 1280
+ *     embeddings.safetensors --control words--> text rows [negative, positive] --dit_conditions--> what stays the same
+ *     noise (generator 1) --> latents  [F][h][w][Z]                                                   30 48 84 16
+ *     for each timestep: dit_forward  [B][F][h][w][2 Z] --> guidance --> sched_step --> latents       2 30 48 84 32
+ *     latents --vae_decode, smooth--> video  [T][H][W][3] --> bytes --io--> frames                    120 384 672 3
  *
  * Shape letters, used in every comment:
  *     B       guidance rows: 2 [negative, positive], or 1 [positive] where guidance is off
  *     F h w   latent frames, height, width            T H W   video frames, height, width in pixels
  *     C       channels                                Z       latent channels (16)
- *     D       hidden_size of the DiT                  p       its patch side; N = F * h/p * w/p tokens
- *     X       cross_attention_dim                     Q       n_query, the image tokens that a block sees
+ *     D       hidden_size of the DiT (2816)           p       its patch side (2); N = F * h/p * w/p tokens (30240)
+ *     X       cross_attention_dim (1024)              Q       n_query, the image tokens that a block sees (64)
  *
  * Layout: channels last everywhere, [T][H][W][C] in the VAE and [N][D] in the DiT. PyTorch's order appears only at the
  * border, in weights (read) and dumps (written).
  *
  * Numbers: `real` is float; the second build, -DREAL=double, is the oracle. Random draws, scheduler tables and the
- * 8-bit resize are the same bits in both. Every sum has one order (tensor.c), so that compiler, instruction set,
- * thread count and tile size cannot change a bit.
+ * 8-bit resize are the same bits in both. Every sum has one order (the textbook loops of tensor.c), so that compiler,
+ * instruction set, thread count and tile size cannot change a bit.
  *
  * Errors: whatever cannot go on calls die() with one line (what: where: got, expected; what to do) and an exit code.
  * Only the parsers of foreign bytes return a reason instead, so that tests and fuzzers can call them.
@@ -41,7 +45,6 @@
 #endif
 
 #define RUYI_VERSION "1.0"
-
 #ifndef REAL
 #define REAL float
 #endif
@@ -56,7 +59,6 @@ typedef REAL real;
 /* ---------------------------------------------------------------- shapes, tensors, weights, memory */
 
 enum { MAX_DIMS = 5 };
-
 typedef struct { int ndim; int64_t dim[MAX_DIMS]; } shape;
 #define SHAPE(...) ((shape){ (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), { __VA_ARGS__ } })
 
@@ -68,8 +70,6 @@ typedef enum {
     BOOL, U8, I8, I16, U16, I32, U32, I64, U64, F16, BF16, F32, F64, C64,
     F8_E5M2, F8_E4M3, F8_E8M0, F8_E4M3FNUZ, F8_E5M2FNUZ, F4, F6_E2M3, F6_E3M2, DTYPES
 } dtype;
-
-struct lora;
 
 /* A parameter, in the type and byte order that the checkpoint stores. Kernels widen it while they read. */
 typedef struct {
@@ -113,6 +113,7 @@ enum { DONE = 0, DIFFERS = 1, BAD_INPUT = 2, SYSTEM_ERROR = 3 };   /* exit codes
 _Noreturn void die(int code, const char *format, ...) PRINTF(2, 3);
 void *allocate(size_t count, size_t size);          /* zeroed; dies with SYSTEM_ERROR when there is no memory */
 char *text_of(const char *format, ...) PRINTF(1, 2);/* a new string */
+int place_of(const char *word, const char *const *words, int count);    /* -1: not there */
 const char *nearest_word(const char *word, const char *const *words, int count);    /* smallest edit distance */
 void remove_temporaries(void);                      /* half-written outputs; called by die() and signal handlers */
 bool file_exists(const char *path);                 /* dies where the system cannot say */
@@ -138,6 +139,7 @@ int64_t config_int(config c, const char *field, int64_t otherwise, int64_t least
 double config_real(config c, const char *field, double otherwise);      /* NAN: no default */
 bool config_bool(config c, const char *field, bool otherwise);
 char *config_word(config c, const char *field, const char *otherwise);  /* NULL: no default */
+int config_choice(config c, const char *field, const char *otherwise, const char *const *words, int count);  /* place */
 int config_ints(config c, const char *field, int64_t *list, int most);  /* count; -1: absent; dies beyond `most` */
 int config_words(config c, const char *field, char **list, int most);   /* also a Python tuple or list in a string */
 json config_member(config c, const char *field);    /* null counts as absent, as in every getter */
@@ -173,7 +175,7 @@ const st_tensor *safetensors_find(const safetensors *file, const char *name);   
 typedef struct { const char *name; dtype type; shape shape; const void *data; } st_entry;
 void safetensors_write(const char *path, const st_entry *entries, int count);   /* data NULL: see safetensors_intact */
 bool safetensors_intact(const safetensors *file);    /* its last tensor is the sum of what is before it */
-unsigned char *file_order(const unsigned char *data, size_t count, size_t bytes);  /* or to the host's; NULL: as it is */
+unsigned char *file_order(const unsigned char *data, size_t count, size_t bytes);   /* and back; NULL: as it is */
 uint64_t hash_bytes(uint64_t h, const void *data, size_t size);     /* goes on from h; against accidents, not forgery */
 
 /* The weights of one component: FOLDER/STEM.safetensors, or the shards of FOLDER/STEM.safetensors.index.json. */
@@ -183,7 +185,7 @@ typedef struct {
     int nfiles;
     bool **used;                /* [file][tensor]: has been bound */
     const safetensors *const *loras; const double *lora_scales; int nloras; bool **lora_used;
-    dtype fp8; uint64_t fp8_least;  /* --fp8: the type, and the elements from which on a matrix is rounded to it; 0: off */
+    dtype fp8; uint64_t fp8_least;  /* --fp8: the type, and the elements from which on a matrix gets it; 0: off */
     const char *const *fp8_kept;    /* globs of layers that stay as they are, up to NULL */
     int64_t fp8_layers;         /* rounded so far */
     bool random; dtype random_type; /* measurements: every name exists, with random numbers */
@@ -191,15 +193,18 @@ typedef struct {
 } weights;
 weights *weights_open(const char *folder, const char *stem);
 weights *weights_random(dtype type);                /* for measurements */
-void weights_add_loras(weights *w, const safetensors *const *files, const double *scales, int count);   /* before binding */
-void weights_set_fp8(weights *w, dtype t, uint64_t least, const char *const *kept);     /* before binding; least 1: norms, too */
+/* Before anything is bound. least 1: norms, too. */
+void weights_add_loras(weights *w, const safetensors *const *files, const double *scales, int count);
+void weights_set_fp8(weights *w, dtype t, uint64_t least, const char *const *kept);
 bool weights_has(const weights *w, const char *key);
-weight bind(weights *w, shape expected, const char *key, ...) PRINTF(3, 4);     /* dies: missing, misshapen, dtype */
-weight bind_conv(weights *w, shape expected, const char *key, ...) PRINTF(3, 4);/* [Cout][Cin][taps] to a copy [Cout][taps][Cin] */
-layer bind_linear(weights *w, int64_t n, int64_t k, const char *name, ...) PRINTF(4, 5);        /* NAME.weight [n][k], .bias [n] */
-layer bind_norm(weights *w, int64_t n, const char *name, ...) PRINTF(3, 4);                     /* NAME.weight [n], .bias [n] */
-layer bind_convolution(weights *w, shape kernel, const char *name, ...) PRINTF(3, 4);           /* NAME.weight as bind_conv, .bias */
-const st_tensor *weights_nonfinite(const weights *w, int64_t *index);     /* the first with a nan or infinity, or NULL */
+/* Bound by name, dying where it is missing, misshapen or of no float type. bind_conv: [Cout][Cin][taps] to a copy
+ * [Cout][taps][Cin]. The layers: NAME.weight [n][k], [n], or as bind_conv's, and NAME.bias [n]. */
+weight bind(weights *w, shape expected, const char *key, ...) PRINTF(3, 4);
+weight bind_conv(weights *w, shape expected, const char *key, ...) PRINTF(3, 4);
+layer bind_linear(weights *w, int64_t n, int64_t k, const char *name, ...) PRINTF(4, 5);
+layer bind_norm(weights *w, int64_t n, const char *name, ...) PRINTF(3, 4);
+layer bind_convolution(weights *w, shape kernel, const char *name, ...) PRINTF(3, 4);
+const st_tensor *weights_nonfinite(const weights *w, int64_t *index);   /* the first with a nan or infinity, or NULL */
 int64_t safetensors_nonfinite(const safetensors *file);     /* tells all of them, a line each; returns how many */
 void weights_ignore(weights *w, const char *glob);  /* known and not read */
 void weights_done(const weights *w, bool allow_unknown);    /* dies naming the first tensor that has no place */
@@ -213,7 +218,7 @@ bool y4m_header(const unsigned char *bytes, size_t size, size_t *used, y4m *out,
 bool y4m_parse(const y4m *head, const unsigned char *bytes, size_t size, size_t *used, image *out, char reason[REASON]);
 int64_t images_read(const char *path, int64_t room, image **list, int64_t count);   /* NAME[:FRAMES]; the new count */
 bool frames_parse(const char *text, int64_t *first, int64_t *last);     /* "7", "0..4", "-5.."; false: none of them */
-void frames_resolve(const char *name, int64_t count, int64_t *first, int64_t *last);    /* from the end: from the start */
+void frames_resolve(const char *name, int64_t count, int64_t *first, int64_t *last);    /* -1: count - 1 */
 image image_resize(image in, int64_t w, int64_t h);         /* Pillow's bicubic, bit for bit */
 void ppm_write(const char *path, image picture);            /* P6, whole or not at all; a crash may lose it */
 
@@ -223,7 +228,7 @@ output *output_open(const char *path, int64_t w, int64_t h, int64_t frames);    
 void output_frame(output *o, const unsigned char *rgb);
 void output_close(output *o);
 void output_check(const char *path);                /* dies when no file can be made there */
-void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *planes);     /* 4:2:0, full range BT.601 */
+void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *planes); /* 4:2:0, full range BT.601 */
 
 /* Comparing. A pack: the tensors of a file, of a folder of files, or of a golden case, in the order of computing. */
 typedef struct { const st_tensor *tensor; const safetensors *file; } pack_entry;
@@ -232,9 +237,10 @@ pack *pack_open(const char *text);                  /* PATH[:GLOB]; dies: unread
 const pack_entry *pack_find(const pack *p, const char *name);       /* NULL: none */
 void pack_close(pack *p);
 typedef struct judge judge;                         /* a running comparison */
-judge *judge_new(const char *class, int verbosity, bool as_json);   /* fp64 fp32 fp16 bf16, NULL: this build's; 1: prints all */
-bool judge_pair(judge *j, const st_tensor *golden, const safetensors *from, const st_tensor *mine); /* from: floors; mine NULL: missing. False: another shape */
-int judge_end(judge *j, const char *golden, const char *mine, int64_t extra);   /* prints the verdict; DONE or DIFFERS */
+judge *judge_new(const char *class, int verbosity, bool as_json);   /* class NULL: this build's; 1: prints all */
+/* from: has the floors; mine NULL: missing. False: another shape. */
+bool judge_pair(judge *j, const st_tensor *golden, const safetensors *from, const st_tensor *mine);
+int judge_end(judge *j, const char *golden, const char *mine, int64_t extra);   /* the verdict; DONE or DIFFERS */
 int compare(const char *golden, const char *mine, const char *class, bool all, bool as_json);  /* an exit code */
 
 /* Reaching into a run. Every stage has a name; under it the stage's tensor can be replaced, written and judged. */
@@ -290,9 +296,7 @@ int64_t tensor_count(tensor x);
 shape tensor_shape(tensor x);                       /* to make another of it */
 void tensor_fill(tensor x, real value);
 void tensor_copy(tensor to, tensor from);
-void tensor_check(tensor x, shape expected, const char *what);      /* dies: a bug, not an input */
-
-void weight_row(weight w, int64_t row, int64_t first, int64_t count, real *out);    /* widened, low-rank updates added */
+void weight_row(weight w, int64_t row, int64_t first, int64_t count, real *out);    /* widened, updated (lora) */
 real *weight_vector(arena *a, weight w);            /* a whole small parameter, widened */
 
 /* y[m][n] = bias[n] + sum_k x[m][k] weight[n][k]. weight: [N][K] or [N][1][K]. */
@@ -306,7 +310,7 @@ typedef enum {
     PAD_SINGLE = 1,             /* one frame alone: a zero frame on each side */
     PAD_SLICE = 2,              /* a slice: a zero frame on each side */
     PAD_CACHE_FIRST = 5,        /* first cached slice: as 0, and remember the last two frames of the padded input */
-    PAD_CACHE_NEXT = 6,         /* later ones: what was remembered in front, and remember anew */
+    PAD_CACHE_NEXT = 6,         /* later ones: what was remembered in front, and remember anew: no cut is seen */
 } pad_mode;
 typedef struct {
     int64_t kernel[3], stride[3];   /* t, y, x */
@@ -334,20 +338,17 @@ void activate(tensor x, activation f);
 void add(tensor y, tensor x);                       /* y += x */
 void gate_gelu(tensor y, tensor x);                 /* y [M][D] = a * gelu_erf(b), x [M][2 D] = [a, b] */
 
-/* A double's bits, and back. */
 static inline double bits_double(uint64_t bits) { double d; memcpy(&d, &bits, sizeof d); return d; }
 static inline uint64_t double_bits(double d) { uint64_t bits; memcpy(&bits, &d, sizeof bits); return bits; }
 
-/* The project's own functions, built from + - * / sqrt fma and bit moves; double precision unless said. */
-real exp2_real(real x);
+/* The project's own functions, built from + - * / sqrt fma and bit moves; double precision. */
 double exp_own(double x);
 double log_own(double x);
-double erf_own(double x);
 void sincos_own(double x, double *sine, double *cosine);
 
-/* torch's generators: the CPU's (MT19937, float32 normals), bit for bit, and a CUDA GPU's (Philox), whose numbers depend
- * on its size. Plain data without padding: its bytes, read back, go on with the same numbers. */
-typedef struct { int32_t sms, threads, bf16; } rng;     /* multiprocessors, 0: the CPU; threads of each; rounded to BF16 */
+/* torch's generators: the CPU's (MT19937, float32 normals), bit for bit, and a CUDA GPU's (Philox), whose numbers
+ * depend on its size. Plain data without padding: its bytes, read back, go on with the same numbers. */
+typedef struct { int32_t sms, threads, bf16; } rng; /* multiprocessors, 0: the CPU; threads of each; rounded to BF16 */
 typedef struct {
     rng device;
     int32_t has_second;         /* CPU: a number is left over from the last pair */
@@ -362,56 +363,48 @@ double burn_peak(arena *a);                         /* register-only multiply-ad
 
 /* The textbook loops: the definition of every sum. The kernels above must give the same bits (tests/unit.c). */
 void linear_plain(real *y, const real *x, const real *w, const real *b, int64_t m, int64_t n, int64_t k);
-void conv_plain(real *y, const real *x, const real *w, const real *b, const int64_t in[4], const int64_t out[4], conv_spec s);
-void attention_plain(real *y, const real *q, const real *k, const real *v, int64_t nq, int64_t nk, int64_t heads, int64_t head);
+void conv_plain(real *y, const real *x, const real *w, const real *b, const int64_t in[4], const int64_t out[4],
+                conv_spec s);
+void attention_plain(real *y, const real *q, const real *k, const real *v, int64_t nq, int64_t nk, int64_t heads,
+                     int64_t head);
 
 /* ---------------------------------------------------------------- vae.c: AutoencoderKLMagvit (the Casual VAE) */
 
 enum { MAX_LEVELS = 8 };
-
 typedef enum { SLICE_CACHE, SLICE_COMPRESSION, SLICE_MAG, SLICE_NONE } slice_mode;
 typedef enum { ATTEND_3D, ATTEND_SPATIAL, ATTEND_TEMPORAL, ATTEND_SPATIAL_TEMPORAL } mid_attention;
 
 typedef struct {                /* vae/config.json */
     config file;
-    int64_t in_channels, out_channels, latent_channels;
-    int64_t levels;             /* length of ch_mult */
-    int64_t channels[MAX_LEVELS];   /* ch * ch_mult */
+    int64_t in_channels, out_channels, latent_channels, layers_per_block, norm_num_groups;
+    int64_t levels, channels[MAX_LEVELS];   /* length of ch_mult; ch * ch_mult */
     bool down_time[MAX_LEVELS], up_time[MAX_LEVELS];    /* SpatialTemporal... rather than Spatial...Block3D */
-    int64_t layers_per_block, norm_num_groups;
-    double scaling_factor;
     slice_mode mode;
-    int64_t mini_batch_encoder, mini_batch_decoder;
-    bool mid_block_use_attention;
+    int64_t mini_batch_encoder, mini_batch_decoder;     /* a slice's length, in frames and in latent frames */
+    bool mid_block_use_attention, spatial_group_norm, tile_encoder, tile_decoder;
     mid_attention mid_block_attention_type;
-    int64_t mid_block_num_attention_heads;
-    bool spatial_group_norm;
-    bool tile_encoder, tile_decoder;
-    int64_t tile_sample_min_size, tile_latent_min_size;
-    double tile_overlap_factor;
+    int64_t mid_block_num_attention_heads, tile_sample_min_size, tile_latent_min_size;
+    double scaling_factor, tile_overlap_factor;
     int64_t block_out_channels; /* its length, which the pipeline reads; 0: absent */
 } vae_config;
 
-typedef struct {                /* --vae-tiling, in place of the configuration's; size 0, overlap < 0: the configuration's */
-    bool given, encoder, decoder;
-    int64_t size;               /* pixels */
-    double overlap;
-} vae_tiling;
+/* --vae-tiling, in place of the configuration's tiles; size 0, overlap < 0: the configuration's. */
+typedef struct { bool given, encoder, decoder; int64_t size; double overlap; } vae_tiling;  /* size in pixels */
 
 typedef struct vae vae;
 vae *vae_open(const char *folder, bool encoder, bool decoder, vae_tiling tiling, bool allow_unknown);
 const vae_config *vae_settings(const vae *v);
 const weights *vae_weights(const vae *v);
 int64_t vae_scale(const vae_config *c);             /* pixels per latent, in space */
-int64_t vae_tiles(const vae_config *c, bool decode, int64_t h, int64_t w);  /* of a picture of h x w pixels, latents to decode */
-int64_t vae_latent_frames(const vae_config *c, int64_t frames);    /* what the encoder makes of that many frames */
-int64_t vae_video_frames(const vae_config *c, int64_t frames);     /* what the decoder makes of that many latent frames */
-/* [T][H][W][in_channels] in -1..1 -> moments [F][h][w][2 Z]: mean, logvar (not clamped). name: dump prefix or NULL. */
+int64_t vae_tiles(const vae_config *c, bool decode, int64_t h, int64_t w);  /* of h x w pixels, or latents to decode */
+int64_t vae_latent_frames(const vae_config *c, int64_t frames);     /* what the encoder makes of that many frames */
+int64_t vae_video_frames(const vae_config *c, int64_t frames);      /* and the decoder of that many latent frames */
+/* [T][H][W][in_channels] in -1..1 -> moments [F][h][w][2 Z]: mean, logvar (not clamped) */
 tensor vae_encode(const run *r, const vae *v, tensor pixels);
 /* latents (already divided by scaling_factor) [F][h][w][Z] -> [T][H][W][out_channels], not clamped */
 tensor vae_decode(const run *r, const vae *v, tensor latents);
 
-/* A measurement: one residual block of c channels on random numbers; returns its state for bench_resblock. */
+/* A measurement: one residual block of c channels; returns its state for bench_resblock. */
 void *bench_resblock_new(arena *a, int64_t c, int64_t t, int64_t h, int64_t w);
 void bench_resblock(void *state);
 
@@ -419,31 +412,28 @@ void bench_resblock(void *state);
 
 typedef struct {                /* image_encoder/config.json and preprocessor_config.json */
     config file, preprocessor;
-    int64_t hidden_size, intermediate_size, num_hidden_layers, num_attention_heads;
-    int64_t image_size, patch_size;
+    int64_t hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, image_size, patch_size;
     activation hidden_act;
-    double layer_norm_eps;
     int64_t shortest_edge, crop_size;
-    double rescale_factor, image_mean[3], image_std[3];
+    double layer_norm_eps, rescale_factor, image_mean[3], image_std[3];
 } clip_config;
 typedef struct clip clip;
 clip *clip_open(const char *folder, bool allow_unknown);
 const clip_config *clip_settings(const clip *c);
 const weights *clip_weights(const clip *c);
 image clip_preprocess(const clip_config *c, image picture);         /* resized and cropped, 8 bits */
-/* the picture as clip_preprocess leaves it -> tokens of the last layer without the class token [patches][hidden_size] */
+/* the picture as clip_preprocess leaves it -> the last layer's tokens but the class token [patches][hidden_size] */
 tensor clip_encode(const run *r, const clip *c, image crop);
 
 typedef struct {                /* transformer/config.json */
     config file;
-    int64_t num_attention_heads, attention_head_dim, hidden_size, num_layers, inner;
-    int64_t patch_size, in_channels, out_channels;
+    int64_t num_attention_heads, attention_head_dim, hidden_size, num_layers, inner;    /* inner: of the feed-forward */
+    int64_t patch_size, in_channels, out_channels, n_query, projection_dim;     /* projection_dim: CLIP's width */
     int64_t cross_attention_dim, cross_attention_dim_t5, pooled_projection_dim, text_len, text_len_t5;
-    int64_t n_query, projection_dim;
 } dit_config;
 typedef enum { FP8_OFF, FP8_LITE, FP8_STRONG, FP8_EXTREME } fp8_mode;
 typedef struct {                /* what a run makes of the transformer's weights; the files on disk stay as they are */
-    const safetensors *const *loras; const double *scales; int nloras;     /* low-rank updates, and what each is worth */
+    const safetensors *const *loras; const double *scales; int nloras;  /* low-rank updates; what each is worth */
     fp8_mode fp8; dtype fp8_type;   /* weights rounded to F8_E4M3 or F8_E5M2 */
 } dit_changes;
 typedef struct dit dit;
@@ -462,25 +452,24 @@ typedef struct {
     tensor padding;             /* [B][Q][X]: clip_padding only */
 } dit_condition;
 /* rows: [negative, positive] or [positive]; tokens: CLIP's [patches][width], or ndim 0: no picture. */
-dit_condition dit_conditions(const run *r, const dit *d, const control *rows, int64_t count, tensor tokens, int64_t height, int64_t width);
+dit_condition dit_conditions(const run *r, const dit *d, const control *rows, int64_t count, tensor tokens,
+                             int64_t height, int64_t width);
 
 /* TeaCache (public: HunyuanTransformer3DModel.TeaCacheParameters). threshold 0: off. */
 typedef struct {
     double threshold; int64_t skip_start, skip_end, steps;
-    int64_t count;              /* calls since the count was last 0 */
+    int64_t count, cached;      /* calls since the count was last 0; calls that used the cache */
     double sum, delta;          /* accumulated change; the polynomial's value at this call, 0 where none */
     bool computed, stored;      /* this call computed (or used the cache); and its residual is kept */
-    int64_t cached;             /* calls that used the cache */
     tensor last, residual;      /* [B][N][D] block 0's modulated input, and norm_out's output - patch tokens */
 } tea_cache;
-/* Enhance-A-Video scales attn1's output in calls skip_start .. steps - skip_end - 1 (public: EnhanceAVideoParameters). */
+/* Enhance-A-Video scales attn1's output in calls skip_start .. steps - skip_end - 1 (EnhanceAVideoParameters). */
 typedef struct { bool enabled; double weight; int64_t skip_start, skip_end, steps; } enhance;
 
-/* latents [F][h][w][Z], inpaint [F][h][w][2 Z], timestep t, image tokens (c.image or c.padding), call's index for dump
- * names -> [B][F][h][w][out_channels] */
+/* latents [F][h][w][Z], inpaint [F][h][w][2 Z] at timestep t -> [B][F][h][w][out_channels]. see_image: the positive row
+ * sees c.image, otherwise all rows c.padding. call: the index, for dump names. tea, eav NULL: off. */
 tensor dit_forward(const run *r, const dit *d, const dit_condition *c, tensor latents, tensor inpaint, double t,
                    bool see_image, int64_t call, tea_cache *tea, const enhance *eav);
-
 /* Whether a call looks at latents and inpaint: no stage that is given comes between. */
 bool dit_sees_latents(const run *r, const dit *d, int64_t call);
 
@@ -519,7 +508,7 @@ sched_config sched_read(const char *folder, sched_type type);
 scheduler sched_new(arena *a, sched_config c, int64_t steps, shape latents);
 void sched_free(scheduler *s);
 void sched_input(const scheduler *s, tensor x, tensor sample);      /* x = scale_model_input(sample) at the next call */
-void sched_step(scheduler *s, tensor sample, tensor v, tensor noise);   /* v: the model's output; sample becomes the next one */
+void sched_step(scheduler *s, tensor sample, tensor v, tensor noise);   /* sample becomes the next; v: model's output */
 
 void progress(const run *r, const char *stage, int64_t done, int64_t total);
 /* The VAE's next slice, in the order of computing: taken from the checkpoint where that has it, or put into it. */

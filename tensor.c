@@ -204,7 +204,7 @@ tensor tensor_part(tensor x, int64_t first, int64_t count)
 }
 
 /* Dies where a tensor does not have the shape that a stage needs: a bug of the program, never of an input. */
-void tensor_check(tensor x, shape expected, const char *what)
+static void tensor_check(tensor x, shape expected, const char *what)
 {
     bool same = x.ndim == expected.ndim;
     for (int i = 0; same && i < x.ndim; i++)
@@ -441,7 +441,7 @@ static inline real exp2_inline(real x)
         scale = (real)bits_double((double_bits((double)sum) + 1023) << 52);
     return p * scale;
 }
-real exp2_real(real x) { return exp2_inline(x); }
+static real exp2_real(real x) { return exp2_inline(x); }
 
 /* e^x. Method: x = n ln2 + r, |r| <= 0.35, ln2 in two parts; Taylor to r^14; times 2^n. For tables: |x| < 700.
  * Accuracy: relative error below 3e-16. */
@@ -479,7 +479,7 @@ double log_own(double x)
  *          nothing cancels; terms until they no longer count. Beyond: 1 - e^(-x^2)/sqrt(pi) / (x + (1/2)/(x + (2/2)/
  *          (x + ...))), 60 levels.
  * Special: 1 and -1 from |x| = 6; nan nan. Accuracy: relative error below 1.2e-15. */
-double erf_own(double x)
+static double erf_own(double x)
 {
     double size = fabs(x), below = 0;
     if (!(size < 6))

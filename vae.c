@@ -1,16 +1,26 @@
 /* vae.c - the Casual VAE: AutoencoderKLMagvit of the public code, video to latents and back.
  *
- *     encoder   [T][H][W][3]   conv_in
- *               [T][H][W][c0]  down_blocks.0: layers_per_block residual blocks, then a downsampler (not in the last)
- *                  ...         each downsampler halves H and W; a SpatialTemporal one halves T, too
- *               [F][h][w][cL]  mid_block: residual block, then attention + residual block, layers_per_block - 1 times
- *               [F][h][w][2Z]  conv_norm_out, SiLU, conv_out; quant_conv: mean and log variance
- *     decoder   [F][h][w][Z]   post_quant_conv, conv_in, mid_block
- *               [F][h][w][cL]  up_blocks.0: layers_per_block + 1 residual blocks, then an upsampler (not in the last)
- *                  ...         each upsampler doubles H and W; a SpatialTemporal one doubles T, too
- *               [T][H][W][3]   conv_norm_out, SiLU, conv_out
+ * Shapes (letters: ruyi.h), and the published model's numbers for a slice of 8 frames of 384 x 672 pixels; c0 .. cL are
+ * ch * ch_mult, 128 256 512 512:
  *
- * The published model has 4 levels: 8 pixels a latent in space, 4 frames a latent in time, Z = 16.
+ *     encode_slice   [T][H][W][3]      8 384 672 3       pixels in -1..1
+ *                    [T][H][W][c0]     8 384 672 128     conv_in
+ *       run_level 0  ...               8 192 336 128     down_blocks.0: residual blocks, then a downsampler
+ *       run_level 1  ...               4 96 168 256      down_blocks.1; a SpatialTemporal downsampler halves T, too
+ *       run_level 2  ...               2 48 84 512       down_blocks.2
+ *       run_level 3  [F][h][w][cL]     2 48 84 512       down_blocks.3, the last: no downsampler
+ *                    [F][h][w][cL]     2 48 84 512       mid_block: residual, { attention, residual }
+ *                    [F][h][w][2 Z]    2 48 84 32        conv_norm_out, SiLU, conv_out; quant_conv: mean, log variance
+ *     decode_slice   [F][h][w][Z]      2 48 84 16        post_quant_conv
+ *                    [F][h][w][cL]     2 48 84 512       conv_in, mid_block
+ *       run_level 0  ...               2 96 168 512      up_blocks.0: one residual block more, then an upsampler
+ *       run_level 1  ...               4 192 336 512     up_blocks.1; a SpatialTemporal upsampler doubles T, too
+ *       run_level 2  ...               8 384 672 256     up_blocks.2
+ *       run_level 3  [T][H][W][c0]     8 384 672 128     up_blocks.3, the last: no upsampler
+ *                    [T][H][W][3]      8 384 672 3       conv_norm_out, SiLU, conv_out
+ *
+ * So a latent is 8 x 8 pixels of 4 frames: 768 numbers become 16. What is encoded for frames that are not given: black
+ * pictures (-1), and in a second video, the mask, 1 (raw 0 and 1, not -1..1; fill_pixels, apply_mask in ruyi.c).
  *
  * A video is coded in slices along time (slice_next), a large picture in tiles (code_tiles). Both bound the memory, and
  * both change the numbers: GroupNorm and attention see only what is in the slice and the tile. So they are part of the
@@ -19,16 +29,21 @@
  * Invariants: a slice's activations live above `floor` in the arena; every step returns one tensor there and frees
  * the one before. At most three tensors are alive at a time beside the weights: the stream, and a residual block's two.
  *
+ * Interface (ruyi.h): vae_open, vae_encode, vae_decode; the lengths and tiles that they imply. Reading order:
+ * vae_encode, code, encode_slice, run_level, residual, causal_conv; then slice_next with its table; then code_tiles.
+ *
  * Mirrors, in the public code: ruyi/models/autoencoder_magvit.py (AutoencoderKLMagvit: quant_conv, tiles) and
  * ruyi/vae/ldm/models/omnigen_enc_dec.py (Encoder, Decoder: slices). The layers are in ruyi/vae/ldm/modules/vaemodules:
  * common.py, down_blocks.py, up_blocks.py, mid_blocks.py, attention.py, downsamplers.py, upsamplers.py.
+ *
+ * Papers (arXiv): VAE 1312.6114, latent diffusion 2112.10752, causal 3D convolutions as in MAGVIT-v2 2310.05737, slices
+ * as in EasyAnimate 2405.18991, GroupNorm 1803.08494.
  */
 #include "ruyi.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* ResidualBlock3D: norm1 [Cin], conv1 [Cout][27][Cin], norm2 [Cout], conv2 [Cout][27][Cout], and where Cin and Cout
  * differ shortcut [Cout][1][Cin]. */
@@ -52,7 +67,7 @@ typedef struct {
 struct vae {
     vae_config config;
     weights *weights;
-    coder encoder, decoder;
+    coder coders[2];            /* encoder, decoder: the index is `decode` everywhere */
 };
 
 const vae_config *vae_settings(const vae *v) { return &v->config; }
@@ -79,40 +94,20 @@ static tensor same_size(arena *a, tensor x, int64_t channels)
 static void read_block_types(config file, const char *field, const char *direction, int64_t levels, bool *time)
 {
     char *spatial = text_of("Spatial%sBlock3D", direction), *both = text_of("SpatialTemporal%sBlock3D", direction);
+    const char *const known[] = { spatial, both };
     char *words[MAX_LEVELS];
     int n = config_words(file, field, words, MAX_LEVELS);
     if (n != levels)
         config_refuse(file, field, "expected as many block types as ch_mult has numbers, %lld", (long long)levels);
     for (int i = 0; i < n; i++) {
-        time[i] = !strcmp(words[i], both);
-        if (!time[i] && strcmp(words[i], spatial))
+        int place = place_of(words[i], known, 2);
+        if (place < 0)
             config_refuse(file, field, "expected %s or %s; other block types are not supported", spatial, both);
+        time[i] = place == 1;
         free(words[i]);
     }
     free(spatial);
     free(both);
-}
-
-/* The names stand in the order of mid_attention. */
-static mid_attention read_attention_type(config file)
-{
-    static const char *const names[] = { "3d", "spatial", "temporal", "spatial_temporal" };
-    char *word = config_word(file, "mid_block_attention_type", "3d");
-    for (int i = 0; i < 4; i++)
-        if (!strcmp(word, names[i])) {
-            free(word);
-            return (mid_attention)i;
-        }
-    config_refuse(file, "mid_block_attention_type", "expected 3d, spatial, temporal or spatial_temporal");
-}
-
-/* Fields that have one supported value, by one or two names. */
-static void expect_word(config file, const char *field, const char *expected, const char *alias)
-{
-    char *word = config_word(file, field, expected);
-    if (strcmp(word, expected) && strcmp(word, alias))
-        config_refuse(file, field, "expected %s; nothing else is supported", expected);
-    free(word);
 }
 
 /* use_gc_blocks is null, or a list of booleans, one a level. */
@@ -124,12 +119,18 @@ static void refuse_gc_blocks(config file)
             config_refuse(file, "use_gc_blocks", "expected null or false; global context blocks are not supported");
 }
 
+/* Channels that leave level i: the encoder goes through ch_mult from the front, the decoder from the back. */
+static int64_t level_channels(const vae_config *c, bool decode, int64_t i)
+{
+    return c->channels[decode ? c->levels - 1 - i : i];
+}
+
 /* SpatialUpBlock3D builds its upsampler for the channels that enter the level, SpatialTemporalUpBlock3D for those that
  * leave it (up_blocks.py). After residual blocks that change the channels the former cannot run, in PyTorch neither. */
 static void check_up_blocks(config file, const vae_config *c)
 {
-    for (int64_t i = 0; i + 1 < c->levels; i++) {   /* up_blocks.i: from the channels of level L-i to those of L-1-i */
-        int64_t out = c->channels[c->levels - 1 - i], in = i ? c->channels[c->levels - i] : out;
+    for (int64_t i = 0; i + 1 < c->levels; i++) {
+        int64_t out = level_channels(c, true, i), in = i ? level_channels(c, true, i - 1) : out;
         if (!c->up_time[i] && in != out)
             config_refuse(file, "up_block_types", "expected another type at %lld: SpatialUpBlock3D upsamples only "
                           "where its channels stay the same; they go from %lld to %lld", (long long)i, (long long)in,
@@ -157,8 +158,8 @@ static void check_config(config file, const vae_config *c, bool given)
     /* tiles start every int(size * (1 - overlap)), which must not be 0 */
     if ((c->tile_encoder || c->tile_decoder) && (double)c->tile_latent_min_size * (1 - c->tile_overlap_factor) < 1) {
         if (given)
-            die(BAD_INPUT, "--vae-tiling: got tiles of %lld pixels overlapping by %g, expected larger tiles: this is less "
-                "than a latent", (long long)c->tile_sample_min_size, c->tile_overlap_factor);
+            die(BAD_INPUT, "--vae-tiling: got tiles of %lld pixels overlapping by %g, expected larger tiles: this is "
+                "less than a latent", (long long)c->tile_sample_min_size, c->tile_overlap_factor);
         config_refuse(file, "tile_sample_min_size", "expected more, enough for tiles of the latents");
     }
     if (!(c->scaling_factor != 0 && isfinite(c->scaling_factor)))
@@ -198,6 +199,7 @@ static slice_mode read_slice_mode(config f)
  * scale). What --vae-tiling says replaces the file's tiles. */
 static vae_config read_config(const char *folder, vae_tiling tiles)
 {
+    static const char *const attentions[] = { "3d", "spatial", "temporal", "spatial_temporal" };  /* as mid_attention */
     config f = config_open(folder, "config.json");
     vae_config c = {
         .file = f,
@@ -210,7 +212,7 @@ static vae_config read_config(const char *folder, vae_tiling tiles)
         .mini_batch_encoder = config_int(f, "mini_batch_encoder", 9, 1, 100000),
         .mini_batch_decoder = config_int(f, "mini_batch_decoder", 3, 1, 100000),
         .mid_block_use_attention = config_bool(f, "mid_block_use_attention", true),
-        .mid_block_attention_type = read_attention_type(f),
+        .mid_block_attention_type = (mid_attention)config_choice(f, "mid_block_attention_type", "3d", attentions, 4),
         .mid_block_num_attention_heads = config_int(f, "mid_block_num_attention_heads", 1, 1, 65536),
         .spatial_group_norm = config_bool(f, "spatial_group_norm", false),
         .tile_sample_min_size = config_int(f, "tile_sample_min_size", 384, 1, 1 << 20),
@@ -229,8 +231,8 @@ static vae_config read_config(const char *folder, vae_tiling tiles)
     c.tile_latent_min_size = c.tile_sample_min_size / vae_scale(&c);
     read_block_types(f, "down_block_types", "Down", c.levels, c.down_time);
     read_block_types(f, "up_block_types", "Up", c.levels, c.up_time);
-    expect_word(f, "mid_block_type", "MidBlock3D", "MidBlock3D");
-    expect_word(f, "act_fn", "silu", "swish");
+    config_choice(f, "mid_block_type", "MidBlock3D", (const char *const[]){ "MidBlock3D" }, 1);
+    config_choice(f, "act_fn", "silu", (const char *const[]){ "silu", "swish" }, 2);    /* two names of one function */
     refuse_gc_blocks(f);
     check_config(f, &c, tiles.given);
     return c;
@@ -297,12 +299,6 @@ static void bind_mid(weights *w, const vae_config *c, coder *k, const char *half
     free(name);
 }
 
-/* Channels that leave level i: the encoder goes through ch_mult from the front, the decoder from the back. */
-static int64_t level_channels(const vae_config *c, bool decode, int64_t i)
-{
-    return c->channels[decode ? c->levels - 1 - i : i];
-}
-
 /* Encoder.__init__, Decoder.__init__: they differ in the direction, in one more residual block a level of the decoder,
  * and in what enters and leaves: pixels to moments [2Z] (mean and log variance), or latents [Z] to pixels. */
 static void bind_coder(weights *w, const vae_config *c, coder *k, bool decode)
@@ -332,20 +328,16 @@ static void bind_coder(weights *w, const vae_config *c, coder *k, bool decode)
  * unless it is allowed. */
 vae *vae_open(const char *folder, bool encoder, bool decoder, vae_tiling tiles, bool allow_unknown)
 {
+    static const char *const parts[2][2] = { { "encoder.*", "quant_conv.*" }, { "decoder.*", "post_quant_conv.*" } };
     vae *v = allocate(1, sizeof *v);
     v->config = read_config(folder, tiles);
     v->weights = weights_open(folder, "diffusion_pytorch_model");
-    if (encoder || v->config.mode != SLICE_CACHE) {
-        bind_coder(v->weights, &v->config, &v->encoder, false);
-    } else {
-        weights_ignore(v->weights, "encoder.*");
-        weights_ignore(v->weights, "quant_conv.*");
-    }
-    if (decoder) {
-        bind_coder(v->weights, &v->config, &v->decoder, true);
-    } else {
-        weights_ignore(v->weights, "decoder.*");
-        weights_ignore(v->weights, "post_quant_conv.*");
+    bool wanted[2] = { encoder || v->config.mode != SLICE_CACHE, decoder };
+    for (int decode = 0; decode < 2; decode++) {
+        if (wanted[decode])
+            bind_coder(v->weights, &v->config, &v->coders[decode], decode);
+        for (int i = 0; i < 2 && !wanted[decode]; i++)
+            weights_ignore(v->weights, parts[decode][i]);
     }
     weights_done(v->weights, allow_unknown);
     return v;
@@ -359,29 +351,30 @@ vae *vae_open(const char *folder, bool encoder, bool decoder, vae_tiling tiles, 
  *     0 0 [0 1 2 3 4 5]     frame t of the output sees t-2, t-1, t
  *
  * A whole clip at once would need its activations at full resolution, so it is cut into slices, in one of four ways.
- * Seven latents, mini_batch_decoder 2; [] what comes out of a slice, - a frame of zeros:
+ * Seven latents, mini_batch_decoder 2; [] what comes out of a slice, - a frame of zeros; first the public padding_flag:
  *
- *     SLICE_NONE          PAD_REPLICATE     0 0 [0   1   2   3   4   5   6]     everything at once
+ *     SLICE_NONE          0 PAD_REPLICATE     0 0 [0   1   2   3   4   5   6]     everything at once
  *
- *     SLICE_MAG           PAD_REPLICATE     0 0 [0   1]                         slices know nothing of each other
- *                         PAD_REPLICATE             2 2 [2   3]
- *                         PAD_REPLICATE                     4 4 [4   5]
- *                         PAD_REPLICATE                             6 6 [6]
+ *     SLICE_MAG           0 PAD_REPLICATE     0 0 [0   1]                         slices know nothing of each other
+ *                         0                           2 2 [2   3]
+ *                         0                                   4 4 [4   5]
+ *                         0                                           6 6 [6]
  *
- *     SLICE_COMPRESSION   PAD_SINGLE          - [0] -                           an odd count: the first frame alone
- *                         PAD_SLICE               - [1   2]  3   4 -            conv_in and mid_block see the slices on
- *                         PAD_SLICE               -  1   2  [3   4]  5   6 -    either side between zeros, up_blocks
- *                         PAD_SLICE                       -  3   4  [5   6] -   only the slice, between zeros
+ *     SLICE_COMPRESSION   1 PAD_SINGLE          - [0] -                           an odd count: the first frame alone
+ *                         2 PAD_SLICE               - [1   2]  3   4 -            conv_in and mid_block see the slices
+ *                         2                         -  1   2  [3   4]  5   6 -    on either side between zeros,
+ *                         2                                 -  3   4  [5   6] -   up_blocks only the slice
  *
- *     SLICE_CACHE         PAD_CACHE_FIRST   0 0 [0   1]                         as plain, but every convolution keeps
- *                         PAD_CACHE_NEXT         r   r  [2   3]                 the last two frames of its padded input
- *                         PAD_CACHE_NEXT                 r   r  [4   5]         (r) for the slice that follows
- *                         PAD_CACHE_NEXT                         r   r  [6]
+ *     SLICE_CACHE         5 PAD_CACHE_FIRST   0 0 [0   1]                         as plain, but every convolution keeps
+ *                         6 PAD_CACHE_NEXT        r   r  [2   3]                  the last two frames of its padded
+ *                         6                               r   r  [4   5]          input (r) for the slice that follows
+ *                         6                                       r   r  [6]
  *
- * Neighbours soften the seams that zeros make; with the cache, convolutions have no seams at all. GroupNorm, attention
- * and the doubling of frames always end at the borders of what is seen. The encoder knows neither neighbours nor a
- * cache: in the last two modes it has a single first frame where the count is odd, then slices of mini_batch_encoder
- * between zeros. Encoder.forward, Decoder.forward; the numbers of padding_flag are in ruyi.h. */
+ * So flag 6 puts in front what the convolution kept from the slice before, and keeps two frames anew: to convolutions
+ * there never was a cut. The neighbours of flag 2 only soften the seams that its zeros make. GroupNorm, attention and
+ * the doubling of frames always end at the borders of what is seen. The encoder knows neither neighbours nor a cache:
+ * in the last two modes it has a single first frame where the count is odd, then slices of mini_batch_encoder between
+ * zeros. Encoder.forward, Decoder.forward. */
 
 /* Frames [first, first + count) of the input, and how many neighbours on either side are seen, too. */
 typedef struct { int64_t first, count, before, after; pad_mode time; } slice;
@@ -477,15 +470,15 @@ typedef struct {
     tensor *caches;             /* cached decoding: one per causal convolution, in the order of their calls */
     int next_cache;
     int *slice;                 /* slices done in the whole pass, tiles and all, for dump names */
-    int64_t first;              /* stage of the slice that is the first to be there; before it, `skipping` */
+    int64_t stage, first;       /* stages of the slice done; the first that is wanted: before it, `skipping` */
     bool skipping;
 } pass;
 enum { STAGE_NAME = 64 };
 
 /* y [T'][H'][W'][Cout] = a causal 3 x 3 x 3 convolution of x [T][H][W][Cin]; s has its stride and padding in space, the
- * slice has the padding in time. The public code keeps prev_features in every CausalConv3d (common.py); here
- * convolutions are told apart by their order, which is the same in every slice. Caches lie at the arena's high end, out
- * of the way of the stack. */
+ * slice has the padding in time. With flags 5 and 6 the public CausalConv3d (common.py) keeps prev_features in itself;
+ * here convolutions are told apart by their order, which is the same in every slice. Caches lie at the arena's high
+ * end, out of the way of the stack. */
 static void causal_conv_to(pass *p, tensor y, tensor x, layer l, conv_spec s)
 {
     s.kernel[0] = s.kernel[1] = s.kernel[2] = 3;
@@ -508,9 +501,9 @@ static tensor causal_conv(pass *p, tensor x, layer l)
     return y;
 }
 
-/* y = SiLU(GroupNorm(x)), eps 1e-6. A group's mean and variance are taken over its channels and all pixels of all
- * frames of the slice, so a frame's numbers depend on the frames it is sliced with. With spatial_group_norm (the public
- * set_3dgroupnorm) they are taken frame by frame. */
+/* y = SiLU(GroupNorm(x)), eps 1e-6. A trap: a group's mean and variance are taken over its channels and all pixels of
+ * all frames of the slice, so a frame's numbers depend on the frames that it is sliced with. They are taken frame by
+ * frame only with spatial_group_norm (the public set_3dgroupnorm, whose name says the opposite). */
 static void norm_silu(pass *p, tensor y, tensor x, layer l)
 {
     group_norm(p->a, y, x, p->c->norm_num_groups, p->c->spatial_group_norm ? 1 : x.dim[0], l, true);
@@ -532,9 +525,7 @@ static tensor residual(pass *p, tensor x, const resblock *b)
     norm_silu(p, n, x, b->norm1);
     tensor y = causal_conv(p, n, b->conv1);
     norm_silu(p, y, y, b->norm2);
-    tensor z = n;                               /* n has done its work */
-    if (y.dim[3] > n.dim[3])
-        z = same_size(p->a, y, y.dim[3]);
+    tensor z = y.dim[3] > n.dim[3] ? same_size(p->a, y, y.dim[3]) : n;      /* n has done its work */
     z.dim[3] = y.dim[3];
     causal_conv_to(p, z, y, b->conv2, same);
     add(z, shortcut);
@@ -551,8 +542,9 @@ static void swap_axes(tensor y, tensor x, int64_t a, int64_t b)
 }
 
 /* h += to_out(attention(group_norm(h))), h [T][H][W][C]; `span` frames make one sequence of span * H * W tokens, and
- * sequences do not see each other: span T is Attention3D, span 1 SpatialAttention. The norm's statistics are those of
- * the sequence, spatial_group_norm or not, because the public code reshapes before it normalises (attention.py). */
+ * sequences do not see each other: span T is Attention3D, span 1 SpatialAttention. A trap: this norm's statistics are
+ * those of the sequence, spatial_group_norm or not, because the public code reshapes before it normalises
+ * (attention.py); and no SiLU follows it. */
 static void mid_attend(pass *p, tensor h, const attention_weights *b, int64_t span)
 {
     size_t mark = arena_mark(p->a);
@@ -583,24 +575,17 @@ static void mid_attend_temporal(pass *p, tensor x, const attention_weights *b)
 /* One of MidBlock3D's attentions, or its pair. */
 static void mid_attentions(pass *p, tensor x, const attention_weights b[2])
 {
-    switch (p->c->mid_block_attention_type) {
-    case ATTEND_3D:
-        mid_attend(p, x, &b[0], x.dim[0]);
-        break;
-    case ATTEND_SPATIAL:
-        mid_attend(p, x, &b[0], 1);
-        break;
-    case ATTEND_TEMPORAL:
+    mid_attention type = p->c->mid_block_attention_type;
+    if (type == ATTEND_TEMPORAL)
         mid_attend_temporal(p, x, &b[0]);
-        break;
-    case ATTEND_SPATIAL_TEMPORAL:
-        mid_attend(p, x, &b[0], 1);
+    else
+        mid_attend(p, x, &b[0], type == ATTEND_3D ? x.dim[0] : 1);
+    if (type == ATTEND_SPATIAL_TEMPORAL)
         mid_attend_temporal(p, x, &b[1]);
-        break;
-    }
 }
 
-/* MidBlock3D: attentions stand between residual blocks, so one layer has none. [F][h][w][cL], same size. */
+/* MidBlock3D: attentions stand between residual blocks, so one layer a block means no attention. [F][h][w][cL], same
+ * size. */
 static tensor mid_block(pass *p, tensor x)
 {
     x = residual(p, x, &p->k->mid_convs[0]);
@@ -613,8 +598,8 @@ static tensor mid_block(pass *p, tensor x)
 }
 
 /* [T][H][W][C] -> [T or (T+1)/2][H/2][W/2][C]. Spatial(Temporal)Downsampler3D (downsamplers.py): stride 2 in space, and
- * in time if asked. The picture gets a row of zeros below and a column to the right, none above and left (F.pad of (0,
- * 1, 0, 1)), so output y sees rows 2y, 2y+1, 2y+2. */
+ * in time if asked. A trap: the picture gets a row of zeros below and a column to the right, none above and left (F.pad
+ * of (0, 1, 0, 1)), so output y sees rows 2y, 2y+1, 2y+2. */
 static tensor downsample(pass *p, tensor x, layer l, bool time)
 {
     int64_t frames = time ? frames_down(x.dim[0]) : x.dim[0];
@@ -648,8 +633,8 @@ static void double_frames(tensor y, tensor x, bool nearest)
 
 /* [T][H][W][C] -> [T or frames_up(T)][2H][2W][C]. Spatial(Temporal)Upsampler3D (upsamplers.py): nearest x 2 in space,
  * which the convolution does while it reads, so the enlarged picture is never stored; then in time x 2 if asked. A
- * plain slice keeps its first frame single, a single frame stays one. The public code takes "nearest" for the frames
- * where spatial_group_norm is set. */
+ * trap: frames are interpolated linearly, but "nearest" where spatial_group_norm is set, although this is no norm; and
+ * a plain slice (flag 0) keeps its first frame single, as a single frame (flag 1) stays one. */
 static tensor upsample(pass *p, tensor x, layer l, bool time)
 {
     tensor y = tensor_new(p->a, SHAPE(x.dim[0], 2 * x.dim[1], 2 * x.dim[2], x.dim[3]));
@@ -687,77 +672,77 @@ static tensor head(pass *p, tensor x)
  *     vae.enc.conv_in.sNN   vae.enc.down.LEVEL.sNN   vae.enc.mid.sNN   vae.enc.out.sNN
  *     vae.dec.conv_in.sNN   vae.dec.mid.sNN          vae.dec.up.LEVEL.sNN   vae.dec.out.sNN */
 
-/* The name of stage k of slice s: 0 conv_in, then the levels and mid, or mid and the levels, then out. */
-static void stage_name(const pass *p, int64_t k, int s, char name[STAGE_NAME])
+/* The name of the slice's stage k: 0 conv_in, then the levels and mid, or mid and the levels, then out. */
+static void stage_name(const pass *p, int64_t k, char name[STAGE_NAME])
 {
     int64_t levels = p->c->levels, mid = p->decode ? 1 : levels + 1;
     const char *half = p->decode ? "dec" : "enc", *word = k == 0 ? "conv_in" : k == mid ? "mid" : "out";
     if (k == 0 || k == mid || k == levels + 2)
-        snprintf(name, STAGE_NAME, "vae.%s.%s.s%02d", half, word, s);
+        snprintf(name, STAGE_NAME, "vae.%s.%s.s%02d", half, word, *p->slice);
     else
-        snprintf(name, STAGE_NAME, "vae.%s.%s.%d.s%02d", half, p->decode ? "up" : "down", (int)(k - 1 - p->decode), s);
+        snprintf(name, STAGE_NAME, "vae.%s.%s.%d.s%02d", half, p->decode ? "up" : "down", (int)(k - 1 - p->decode),
+                 *p->slice);
 }
 
-/* Decides what of slice s need not be computed: what comes before the last stage that is given, or all, where the run is
- * to end in a later slice; but nothing with caches, which the next slice needs. What is skipped is planned: its stages
- * have their shapes and no data. */
-static void skip_stages(pass *p, int s)
+/* Begins a slice. Decides what of it need not be computed: what comes before the last stage that is given, or all,
+ * where the run is to end in a later slice; but nothing with caches, which the next slice needs. What is skipped is
+ * planned: its stages have their shapes and no data. */
+static void begin_slice(pass *p)
 {
     char name[STAGE_NAME];
     int64_t stages = p->c->levels + 3;
     int end = 0;
     stop_numbers(p->r, p->decode ? "vae.dec.%*[^s]s%d" : "vae.enc.%*[^s]s%d", &end);
-    p->first = end > s ? stages : 0;
+    p->first = end > *p->slice ? stages : 0;
     for (int64_t k = stages; k > 0 && !p->first; k--) {
-        stage_name(p, k - 1, s, name);
+        stage_name(p, k - 1, name);
         p->first = is_given(p->r, "%s", name) ? k - 1 : 0;
     }
     if (p->a->planning || p->time == PAD_CACHE_FIRST || p->time == PAD_CACHE_NEXT)
         p->first = 0;
+    p->stage = 0;
     p->skipping = p->first > 0;
     p->a->planning |= p->skipping;
 }
-/* Ends stage k of slice s. Where the stage is given, x becomes it. */
-static tensor slice_stage(pass *p, tensor x, int64_t k, int s)
+
+/* Ends the slice's next stage, which made x. Where the stage is given, x becomes it. */
+static tensor slice_stage(pass *p, tensor x)
 {
     char name[STAGE_NAME];
-    stage_name(p, k, s, name);
-    if (p->skipping && p->first == k) {
+    stage_name(p, p->stage, name);
+    if (p->skipping && p->first == p->stage) {
         p->skipping = p->a->planning = false;
         arena_reset(p->a, p->floor);
         x = tensor_new(p->a, tensor_shape(x));
     }
     given(p->r, x, CHANNELS_FIRST, "%s", name);
     dump(p->r, x, CHANNELS_FIRST, "%s", name);
+    p->stage++;
     return x;
 }
 
 /* Encoder.single_forward: pixels [T][H][W][3] -> [F][h][w][2 Z] before quant_conv. */
 static tensor encode_slice(pass *p, tensor pixels)
 {
-    int s = (*p->slice)++;
-    skip_stages(p, s);
-    tensor x = causal_conv(p, pixels, p->k->conv_in);                       /* [T][H][W][c0] */
-    x = slice_stage(p, x, 0, s);
+    begin_slice(p);
+    tensor x = slice_stage(p, causal_conv(p, pixels, p->k->conv_in));        /* [T][H][W][c0] */
     for (int64_t i = 0; i < p->c->levels; i++)
-        x = slice_stage(p, run_level(p, x, i), 1 + i, s);                   /* in the end [F][h][w][cL] */
-    x = slice_stage(p, mid_block(p, x), 1 + p->c->levels, s);
-    return slice_stage(p, head(p, x), 2 + p->c->levels, s);                 /* [F][h][w][2 Z] */
+        x = slice_stage(p, run_level(p, x, i));                              /* in the end [F][h][w][cL] */
+    x = slice_stage(p, mid_block(p, x));                                     /* [F][h][w][cL] */
+    return slice_stage(p, head(p, x));                                       /* [F][h][w][2 Z] */
 }
 
 /* Decoder.single_forward: z [before + count + after][h][w][Z] -> [T][H][W][3]. conv_in and mid_block see the
  * neighbours, which are then cut off: the up blocks, where frames become large, work on the slice alone. */
 static tensor decode_slice(pass *p, tensor z, int64_t before, int64_t count)
 {
-    int s = (*p->slice)++;
-    skip_stages(p, s);
-    tensor x = causal_conv(p, z, p->k->conv_in);                            /* [before + count + after][h][w][cL] */
-    x = slice_stage(p, x, 0, s);
-    x = slice_stage(p, mid_block(p, x), 1, s);
+    begin_slice(p);
+    tensor x = slice_stage(p, causal_conv(p, z, p->k->conv_in));             /* [before + count + after][h][w][cL] */
+    x = slice_stage(p, mid_block(p, x));                                     /* the same */
     x = arena_return(p->a, p->floor, tensor_part(x, before, count));        /* [count][h][w][cL] */
     for (int64_t i = 0; i < p->c->levels; i++)
-        x = slice_stage(p, run_level(p, x, i), 2 + i, s);                   /* in the end [T][H][W][c0] */
-    return slice_stage(p, head(p, x), 2 + p->c->levels, s);                 /* [T][H][W][3] */
+        x = slice_stage(p, run_level(p, x, i));                              /* in the end [T][H][W][c0] */
+    return slice_stage(p, head(p, x));                                       /* [T][H][W][3] */
 }
 
 /* ---------------------------------------------------------------- a whole video of one tile */
@@ -780,7 +765,7 @@ static tensor code(const run *r, const vae *v, bool decode, tensor in, int *slic
     int64_t total = in.dim[0], done = 0;
     tensor out = tensor_new(a, output_shape(c, decode, in));
     size_t mark = arena_mark(a), high = arena_mark_high(a);
-    pass p = { .r = r, .a = a, .c = c, .k = decode ? &v->decoder : &v->encoder, .decode = decode, .slice = slices };
+    pass p = { .r = r, .a = a, .c = c, .k = &v->coders[decode], .decode = decode, .slice = slices };
     p.caches = allocate((size_t)count_convs(c), sizeof *p.caches);
     tensor z = decode ? linear(a, in, p.k->quant) : in;
     p.floor = arena_mark(a);
@@ -789,20 +774,19 @@ static tensor code(const run *r, const vae *v, bool decode, tensor in, int *slic
         tensor result = tensor_part(out, done, slice_output(c, decode, &s));
         bool cached = decode && c->mode == SLICE_CACHE;     /* a later slice needs this one's caches: none is kept */
         done += result.dim[0];
-        if (!cached && slice_restored(r, result)) {
-            ++*slices;
-            continue;
-        }
         p.time = s.time;
         p.next_cache = 0;
-        tensor x = decode ? decode_slice(&p, part, s.before, s.count) : encode_slice(&p, part);
-        if (!p.skipping)
-            tensor_copy(result, decode ? x : linear(a, x, p.k->quant));
-        a->planning = a->planning && !p.skipping;
-        arena_reset(a, p.floor);
-        if (!cached)
-            slice_save(r, result);
-        progress(r, decode ? "decode" : "encode", s.first + s.count, total);
+        if (cached || !slice_restored(r, result)) {
+            tensor x = decode ? decode_slice(&p, part, s.before, s.count) : encode_slice(&p, part);
+            if (!p.skipping)
+                tensor_copy(result, decode ? x : linear(a, x, p.k->quant));
+            a->planning = a->planning && !p.skipping;
+            arena_reset(a, p.floor);
+            if (!cached)
+                slice_save(r, result);
+            progress(r, decode ? "decode" : "encode", s.first + s.count, total);
+        }
+        ++*slices;
     }
     free(p.caches);
     arena_reset_high(a, high);
@@ -865,8 +849,8 @@ static void check_tiling(const vae_config *c, bool decode, tensor in, const tili
         }
         if (sum != output_side(c, decode, side))
             die(BAD_INPUT, "vae: tile_sample_min_size %lld with tile_overlap_factor %g does not tile %lld x %lld; use "
-                "another --size or --vae-tiling", (long long)c->tile_sample_min_size, c->tile_overlap_factor, (long long)in.dim[2],
-                (long long)in.dim[1]);
+                "another --size or --vae-tiling", (long long)c->tile_sample_min_size, c->tile_overlap_factor,
+                (long long)in.dim[2], (long long)in.dim[1]);
     }
 }
 
@@ -996,25 +980,26 @@ int64_t vae_tiles(const vae_config *c, bool decode, int64_t h, int64_t w)
     return g.rows * g.columns;
 }
 
-/* pixels [T][H][W][3] in -1..1 -> moments [F][h][w][2 Z]: mean, then log variance, not clamped. Tiles where either side
- * is larger than a tile. AutoencoderKLMagvit.encode. */
+/* All of a video, in tiles where either side is larger than a tile. */
+static tensor code_all(const run *r, const vae *v, bool decode, tensor in)
+{
+    bool tiled = vae_tiles(&v->config, decode, in.dim[1], in.dim[2]) > 1;
+    return tiled ? code_tiles(r, v, decode, in) : code(r, v, decode, in, &(int){ 0 });
+}
+
+/* pixels [T][H][W][3] in -1..1 -> moments [F][h][w][2 Z]: mean, then log variance, not clamped.
+ * AutoencoderKLMagvit.encode. */
 tensor vae_encode(const run *r, const vae *v, tensor pixels)
 {
-    bool tiled = vae_tiles(&v->config, false, pixels.dim[1], pixels.dim[2]) > 1;
-    if (is_given(r, "vae.moments")) {
-        tensor moments = tensor_new(r->arena, output_shape(&v->config, false, pixels));
-        given(r, moments, CHANNELS_FIRST, "vae.moments");
-        return moments;
-    }
-    return tiled ? code_tiles(r, v, false, pixels) : code(r, v, false, pixels, &(int){ 0 });
+    if (!is_given(r, "vae.moments"))
+        return code_all(r, v, false, pixels);
+    tensor moments = tensor_new(r->arena, output_shape(&v->config, false, pixels));
+    given(r, moments, CHANNELS_FIRST, "vae.moments");
+    return moments;
 }
 
 /* latents [F][h][w][Z], already divided by scaling_factor -> [T][H][W][3], not clamped. AutoencoderKLMagvit.decode. */
-tensor vae_decode(const run *r, const vae *v, tensor latents)
-{
-    bool tiled = vae_tiles(&v->config, true, latents.dim[1], latents.dim[2]) > 1;
-    return tiled ? code_tiles(r, v, true, latents) : code(r, v, true, latents, &(int){ 0 });
-}
+tensor vae_decode(const run *r, const vae *v, tensor latents) { return code_all(r, v, true, latents); }
 
 /* ---------------------------------------------------------------- measurement */
 
