@@ -1751,55 +1751,73 @@ void progress(const run *r, const char *stage, int64_t done, int64_t total)
 
 /* ---------------------------------------------------------------- clips
  *
- * What measure, extend and --keep-colour look at: whole clips of 8-bit frames, in memory.
+ * What measure, extend and --keep-colour look at: whole clips of 8-bit frames, in memory. Nothing here is learned, and
+ * nothing depends on the model: these are the program's eyes, by which it judges what the model has made.
  */
 
-static unsigned char *frame_of(const film *v, int64_t t) { return v->rgb + t * v->h * v->w * 3; }
+static long long ll(int64_t n) { return n; }    /* for printf's %lld */
+/* A frame is [h][w][3] bytes. */
+static size_t frame_bytes(const film *v) { return (size_t)(3 * v->w * v->h); }
+static unsigned char *frame_of(const film *v, int64_t t) { return v->rgb + (size_t)t * frame_bytes(v); }
 
 /* ---------------------------------------------------------------- clips: motion
  *
  * Global motion by hierarchical block matching: every block of 16 x 16 pixels looks for its place in the next frame,
  * first in reduced pictures, then finer; the median of all blocks is the camera's doing, what differs from it is the
  * things'. Everything is integers but the last fraction of a pixel.
+ *
+ * The reach is 4 pixels of the coarsest picture, whose shorter side is below 64: a sixteenth of the frame at least.
  */
 
 enum { BLOCK = 16, REACH = 4, REDUCTIONS = 8, TEXTURE = 16 };  /* TEXTURE: steps of 4 levels, squared */
+enum { SAME_COLOUR = 32, SECOND = 24 };         /* levels, frames */
 static const double STILL = 0.01;       /* pixels */
 
-/* A frame's luma 0..255, at full size and reduced by 2, 4, ... until its shorter side is below 64. */
-typedef struct { int levels; int64_t w[REDUCTIONS], h[REDUCTIONS]; unsigned char *y[REDUCTIONS]; } pyramid;
+/* Luma 0..255, [h][w]. */
+typedef struct { int64_t w, h; unsigned char *y; } plane;
 
-static pyramid pyramid_of(const film *v, int64_t t)
+/* A frame's luma, and the same reduced by 2, 4, ... until its shorter side is below 64, one behind the other. */
+typedef struct { int levels; plane at[REDUCTIONS]; } pyramid;
+
+/* Of a picture, as a clip in Y4M has it: the first of its planes. To be freed. */
+static plane luma_of(const unsigned char *rgb, int64_t w, int64_t h)
 {
-    pyramid p = { .levels = 1, .w = { v->w }, .h = { v->h }, .y = { allocate((size_t)(v->w * v->h), 1) } };
-    const unsigned char *rgb = frame_of(v, t);
-    for (int64_t i = 0; i < v->w * v->h; i++, rgb += 3)
-        p.y[0][i] = (unsigned char)((299 * rgb[0] + 587 * rgb[1] + 114 * rgb[2] + 500) / 1000);
-    for (int l = 1; l < REDUCTIONS && p.w[l - 1] >= 64 && p.h[l - 1] >= 64; l++, p.levels++) {
-        int64_t w = p.w[l] = p.w[l - 1] / 2, h = p.h[l] = p.h[l - 1] / 2, row = p.w[l - 1];
-        p.y[l] = allocate((size_t)(w * h), 1);
-        for (int64_t i = 0; i < w * h; i++) {
-            const unsigned char *from = p.y[l - 1] + i / w * 2 * row + i % w * 2;
-            p.y[l][i] = (unsigned char)((from[0] + from[1] + from[row] + from[row + 1] + 2) / 4);
-        }
+    plane p = { w, h, allocate((size_t)(w * h), 3) };
+    y4m_planes(rgb, w, h, p.y);
+    return p;
+}
+
+/* Half as wide and high, rounded down, behind `from`: every pixel is the mean of four. */
+static plane halve(const plane *from)
+{
+    int64_t row = from->w;
+    plane p = { from->w / 2, from->h / 2, from->y + from->w * from->h };
+    for (int64_t i = 0; i < p.w * p.h; i++) {
+        const unsigned char *q = from->y + i / p.w * 2 * row + i % p.w * 2;
+        p.y[i] = (unsigned char)((q[0] + q[1] + q[row] + q[row + 1] + 2) / 4);
     }
     return p;
 }
 
-static void pyramid_free(pyramid *p)
+static pyramid pyramid_of(const film *v, int64_t t)
 {
-    for (int l = 0; l < p->levels; l++)
-        free(p->y[l]);
+    pyramid p = { .levels = 1, .at = { luma_of(frame_of(v, t), v->w, v->h) } };
+    for (const plane *last = p.at; p.levels < REDUCTIONS && last->w >= 64 && last->h >= 64; last++)
+        p.at[p.levels++] = halve(last);
+    return p;
 }
 
+/* i, or the nearest of 0 .. n - 1. */
 static int64_t within(int64_t i, int64_t n) { return i < 0 ? 0 : i < n ? i : n - 1; }
 
-/* Sum of squared differences of the block at (x, y) of a and that at + (dx, dy) of b, at level l; edges repeat. */
-static int64_t block_error(const pyramid *a, const pyramid *b, int l, int64_t x, int64_t y, int64_t dx, int64_t dy)
+static double length(double x, double y) { return sqrt(x * x + y * y); }
+
+/* Sum of squared differences of the block at (x, y) of a and that at + (dx, dy) of b; edges repeat. */
+static int64_t block_error(const plane *a, const plane *b, int64_t x, int64_t y, int64_t dx, int64_t dy)
 {
-    int64_t w = a->w[l], h = a->h[l], sum = 0;
+    int64_t w = a->w, h = a->h, sum = 0;
     for (int64_t i = y; i < y + BLOCK; i++) {
-        const unsigned char *p = a->y[l] + within(i, h) * w, *q = b->y[l] + within(i + dy, h) * w;
+        const unsigned char *p = a->y + within(i, h) * w, *q = b->y + within(i + dy, h) * w;
         for (int64_t k = x; k < x + BLOCK; k++) {
             int64_t d = p[within(k, w)] - q[within(k + dx, w)];
             sum += d * d;
@@ -1816,40 +1834,45 @@ static double parabola(int64_t before, int64_t here, int64_t after)
     return least < -0.5 ? -0.5 : least > 0.5 ? 0.5 : least;
 }
 
+typedef struct { int64_t dx, dy, error; } match;        /* a shift that was tried */
+
 /* The shift (right, down) in pixels of the block of a whose middle is (x, y), as found in b. Of equals the one nearest
- * to where the coarser level pointed. */
+ * to where the coarser level pointed: that is tried first, and only less wins. */
 static void block_shift(const pyramid *a, const pyramid *b, int64_t x, int64_t y, double shift[2])
 {
-    int64_t dx = 0, dy = 0, left = 0, top = 0, least = 0;
+    int64_t left = 0, top = 0, sides[4];
+    match best = { 0 };
     for (int l = a->levels - 1; l >= 0; l--) {
-        int64_t reach = l == a->levels - 1 ? REACH : 2, side = 2 * reach + 1, cx = 2 * dx, cy = 2 * dy;
-        left = (x >> l) - BLOCK / 2, top = (y >> l) - BLOCK / 2, dx = cx, dy = cy;
-        least = block_error(a, b, l, left, top, dx, dy);
+        const plane *p = &a->at[l], *q = &b->at[l];
+        int64_t reach = l == a->levels - 1 ? REACH : 2, side = 2 * reach + 1, cx = 2 * best.dx, cy = 2 * best.dy;
+        left = (x >> l) - BLOCK / 2;
+        top = (y >> l) - BLOCK / 2;
+        best = (match){ cx, cy, block_error(p, q, left, top, cx, cy) };
         for (int64_t i = 0; i < side * side; i++) {
-            int64_t tx = cx + i % side - reach, ty = cy + i / side - reach, error = block_error(a, b, l, left, top, tx, ty);
-            if (error < least)
-                least = error, dx = tx, dy = ty;
+            int64_t dx = cx + i % side - reach, dy = cy + i / side - reach;
+            match m = { dx, dy, block_error(p, q, left, top, dx, dy) };
+            best = m.error < best.error ? m : best;
         }
     }
-    int64_t sides[4];
     for (int k = 0; k < 4; k++)
-        sides[k] = block_error(a, b, 0, left, top, dx + (k == 1) - (k == 0), dy + (k == 3) - (k == 2));
-    shift[0] = (double)dx + parabola(sides[0], least, sides[1]);
-    shift[1] = (double)dy + parabola(sides[2], least, sides[3]);
+        sides[k] = block_error(a->at, b->at, left, top, best.dx + (k == 1) - (k == 0), best.dy + (k == 3) - (k == 2));
+    shift[0] = (double)best.dx + parabola(sides[0], best.error, sides[1]);
+    shift[1] = (double)best.dy + parabola(sides[2], best.error, sides[3]);
 }
 
-/* Mean squared step of luma from pixel to pixel in a block, along x and y. */
-static void block_texture(const pyramid *p, int64_t x, int64_t y, double texture[2])
+/* Whether a block has texture along x and y: the mean squared step of luma from pixel to pixel. A flat block fits
+ * everywhere, so that what it says of the motion along that axis does not count. */
+static void block_texture(const plane *p, int64_t x, int64_t y, bool textured[2])
 {
-    int64_t w = p->w[0], h = p->h[0], sum[2] = { 0 };
+    int64_t sum[2] = { 0 };
     for (int64_t i = 0; i < BLOCK * BLOCK; i++) {
-        int64_t cx = within(x - BLOCK / 2 + i % BLOCK, w - 1), cy = within(y - BLOCK / 2 + i / BLOCK, h - 1);
-        const unsigned char *at = p->y[0] + cy * w + cx;
+        int64_t cx = within(x - BLOCK / 2 + i % BLOCK, p->w - 1), cy = within(y - BLOCK / 2 + i / BLOCK, p->h - 1);
+        const unsigned char *at = p->y + cy * p->w + cx;
         sum[0] += (at[1] - at[0]) * (at[1] - at[0]);
-        sum[1] += (at[w] - at[0]) * (at[w] - at[0]);
+        sum[1] += (at[p->w] - at[0]) * (at[p->w] - at[0]);
     }
     for (int k = 0; k < 2; k++)
-        texture[k] = (double)sum[k] / (BLOCK * BLOCK);
+        textured[k] = sum[k] >= TEXTURE * BLOCK * BLOCK;
 }
 
 static int by_size(const void *a, const void *b)
@@ -1858,38 +1881,40 @@ static int by_size(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* The middle one of the sorted list, 0 of none. */
+/* The middle one of the list, which is sorted here; 0 of none. */
 static double median(double *list, int64_t count)
 {
     qsort(list, (size_t)count, sizeof *list, by_size);
     return count ? (list[(count - 1) / 2] + list[count / 2]) / 2 : 0;
 }
 
-/* From frame a to frame b: move[2], the median shift of all blocks that have texture in that direction (a flat one fits
- * everywhere), and the mean distance of the blocks' shifts from it, flat blocks counting as still. Pixels. */
+/* From frame a to frame b: move[2], the median shift of all blocks that have texture in that direction, and the mean
+ * distance of the blocks' shifts from it, flat blocks counting as still. Pixels. */
 static double global_shift(const pyramid *a, const pyramid *b, double move[2])
 {
-    int64_t across = (a->w[0] + BLOCK - 1) / BLOCK, blocks = across * ((a->h[0] + BLOCK - 1) / BLOCK), count[2] = { 0 };
-    double (*shift)[2] = allocate((size_t)blocks, sizeof *shift), *list = allocate(2 * (size_t)blocks, sizeof *list);
-    double (*texture)[2] = allocate((size_t)blocks, sizeof *texture), outside = 0;
+    const plane *p = a->at;
+    int64_t across = (p->w + BLOCK - 1) / BLOCK, blocks = across * ((p->h + BLOCK - 1) / BLOCK);
+    struct { double shift[2]; bool textured[2]; } *list = allocate((size_t)blocks, sizeof *list);
+    double *shifts = allocate((size_t)blocks, sizeof *shifts), outside = 0;
     for (int64_t i = 0; i < blocks; i++) {
         int64_t x = i % across * BLOCK + BLOCK / 2, y = i / across * BLOCK + BLOCK / 2;
-        block_shift(a, b, x, y, shift[i]);
-        block_texture(a, x, y, texture[i]);
-        for (int k = 0; k < 2; k++)
-            if (texture[i][k] >= TEXTURE)
-                list[k * blocks + count[k]++] = shift[i][k];
+        block_shift(a, b, x, y, list[i].shift);
+        block_texture(p, x, y, list[i].textured);
     }
-    for (int k = 0; k < 2; k++)
-        move[k] = median(list + k * blocks, count[k]);
+    for (int k = 0; k < 2; k++) {
+        int64_t count = 0;
+        for (int64_t i = 0; i < blocks; i++)
+            if (list[i].textured[k])
+                shifts[count++] = list[i].shift[k];
+        move[k] = median(shifts, count);
+    }
     for (int64_t i = 0; i < blocks; i++) {
-        double x = texture[i][0] >= TEXTURE ? shift[i][0] - move[0] : 0;
-        double y = texture[i][1] >= TEXTURE ? shift[i][1] - move[1] : 0;
-        outside += sqrt(x * x + y * y);
+        const double *shift = list[i].shift;
+        const bool *counts = list[i].textured;
+        outside += length(counts[0] ? shift[0] - move[0] : 0, counts[1] ? shift[1] - move[1] : 0);
     }
-    free(shift);
     free(list);
-    free(texture);
+    free(shifts);
     return outside / (double)blocks;
 }
 
@@ -1903,21 +1928,23 @@ typedef struct {
     double outside;             /* mean distance of the blocks' shifts from it */
 } looks;
 
-/* [frames], to be freed. */
+/* Every frame of v, [frames], to be freed: colours and sharpness by themselves, motion by the frame before. */
 static looks *look_at(const film *v)
 {
     looks *list = allocate((size_t)v->frames, sizeof *list);
+    int64_t w = v->w, h = v->h;
     pyramid before = { 0 };
     for (int64_t t = 0; t < v->frames; t++) {
         looks *l = &list[t];
         const unsigned char *rgb = frame_of(v, t);
-        int64_t w = v->w, h = v->h, sum[3] = { 0 }, steps[2] = { 0 };
         pyramid p = pyramid_of(v, t);
+        const unsigned char *luma = p.at->y;
+        int64_t sum[3] = { 0 }, steps[2] = { 0 };
         for (int64_t i = 0; i < w * h; i++) {
             for (int c = 0; c < 3; c++)
                 sum[c] += rgb[3 * i + c];
-            steps[0] += i % w ? abs(p.y[0][i] - p.y[0][i - 1]) : 0;
-            steps[1] += i >= w ? abs(p.y[0][i] - p.y[0][i - w]) : 0;
+            steps[0] += i % w ? abs(luma[i] - luma[i - 1]) : 0;
+            steps[1] += i >= w ? abs(luma[i] - luma[i - w]) : 0;
         }
         for (int c = 0; c < 3; c++)
             l->mean[c] = (double)sum[c] / (double)(w * h);
@@ -1928,10 +1955,10 @@ static looks *look_at(const film *v)
         double x = fabs(l->move[0]), y = fabs(l->move[1]);
         l->sharp = (across + down) / 2;
         l->along = x + y < STILL ? l->sharp : (x * across + y * down) / (x + y);
-        pyramid_free(&before);
+        free(before.at->y);
         before = p;
     }
-    pyramid_free(&before);
+    free(before.at->y);
     return list;
 }
 
@@ -1959,8 +1986,6 @@ static double colour_distance(const double a[3], const double b[3])
  *           where that was so, corrected.
  */
 
-enum { SAME_COLOUR = 32 };
-
 typedef struct { double gain[3], offset[3]; } colours;
 
 static unsigned char recolour(const colours *m, int c, unsigned char v)
@@ -1969,15 +1994,16 @@ static unsigned char recolour(const colours *m, int c, unsigned char v)
     return (unsigned char)(x < 0 ? 0 : x > 255 ? 255 : x);
 }
 
-/* Fits m: the reference's pixel (x, y) is the frame's (x + dx, y + dy). m is the correction before; it and *drift, how
- * far the background's mean colours are apart, stay where too little is alike. */
-static void fit_colours(const unsigned char *reference, const unsigned char *frame, int64_t w, int64_t h, int64_t dx,
-                        int64_t dy, colours *m, double *drift)
+/* Fits m: the reference's pixel (x, y) is (x + dx, y + dy) of v's frame t. m is the correction before; it and *drift,
+ * how far the background's mean colours are apart, stay where too little is alike. */
+static void fit_colours(const unsigned char *reference, const film *v, int64_t t, int64_t dx, int64_t dy, colours *m,
+                        double *drift)
 {
+    const unsigned char *frame = frame_of(v, t);
     double n = 0, sums[3][4] = { { 0 } };       /* of reference, its squares, frame, its squares: whole numbers */
-    for (int64_t y = dy < 0 ? -dy : 0; y < h && y + dy < h; y++)
-        for (int64_t x = dx < 0 ? -dx : 0; x < w && x + dx < w; x++) {
-            const unsigned char *p = reference + 3 * (y * w + x), *q = frame + 3 * ((y + dy) * w + x + dx);
+    for (int64_t y = dy < 0 ? -dy : 0; y < v->h && y + dy < v->h; y++)
+        for (int64_t x = dx < 0 ? -dx : 0; x < v->w && x + dx < v->w; x++) {
+            const unsigned char *p = reference + 3 * (y * v->w + x), *q = frame + 3 * ((y + dy) * v->w + x + dx);
             bool same = true;
             for (int c = 0; c < 3; c++)
                 same &= abs(p[c] - recolour(m, c, q[c])) <= SAME_COLOUR;
@@ -1988,30 +2014,34 @@ static void fit_colours(const unsigned char *reference, const unsigned char *fra
             }
             n += same;
         }
-    if (4 * n < (double)(w * h))
+    if (4 * n < (double)(v->w * v->h))
         return;
-    const double means[2][3] = { { sums[0][0] / n, sums[1][0] / n, sums[2][0] / n },
-                                 { sums[0][2] / n, sums[1][2] / n, sums[2][2] / n } };
-    *drift = colour_distance(means[0], means[1]);
+    double means[2][3];
     for (int c = 0; c < 3; c++) {
         const double *s = sums[c], goal = n * s[1] - s[0] * s[0], got = n * s[3] - s[2] * s[2];
         double gain = got > 0 ? sqrt(goal / got) : 1;
+        means[0][c] = s[0] / n;
+        means[1][c] = s[2] / n;
         m->gain[c] = gain < 0.8 ? 0.8 : gain > 1.25 ? 1.25 : gain;
         m->offset[c] = means[0][c] - m->gain[c] * means[1][c];
     }
+    *drift = colour_distance(means[0], means[1]);
 }
 
-/* Corrects the frames of v in place; reference is what the first should look like, list what was measured of them. drift
- * (NULL, or [frames]): how far the background was off in each. */
+/* Corrects the frames of v in place; reference is what the first should look like. list: what was measured of them, or
+ * NULL. drift: how far the background was off in each, or NULL. While planning there are no frames. */
 static void match_colours(const film *v, const looks *list, const unsigned char *reference, double *drift)
 {
+    looks *own = v->rgb && !list ? look_at(v) : NULL;
+    const looks *seen = list ? list : own;
     colours m = { { 1, 1, 1 }, { 0 } };
-    double off = 0, at[2] = { 0 }, w = (double)v->w, h = (double)v->h;
-    for (int64_t t = 0; t < v->frames; t++) {
+    double off = 0, at[2] = { 0 }, w = (double)v->w, h = (double)v->h;      /* at: where the reference's content is */
+    for (int64_t t = 0; v->rgb && t < v->frames; t++) {
         unsigned char *frame = frame_of(v, t);
-        at[0] += list[t].move[0], at[1] += list[t].move[1];     /* where the reference's content is by now */
-        fit_colours(reference, frame, v->w, v->h, (int64_t)rint(at[0]), (int64_t)rint(at[1]), &m, &off);
-        for (int64_t i = 0; i < v->w * v->h * 3; i++)
+        for (int k = 0; k < 2; k++)
+            at[k] += seen[t].move[k];
+        fit_colours(reference, v, t, (int64_t)rint(at[0]), (int64_t)rint(at[1]), &m, &off);
+        for (size_t i = 0; i < frame_bytes(v); i++)
             frame[i] = recolour(&m, (int)(i % 3), frame[i]);
         if (drift)
             drift[t] = off;
@@ -2020,16 +2050,7 @@ static void match_colours(const film *v, const looks *list, const unsigned char 
             at[0] = at[1] = 0;
         }
     }
-}
-
-/* The same for frames that nothing has looked at yet; while planning there are none. */
-static void hold_colours(film v, const unsigned char *reference)
-{
-    if (!v.rgb)
-        return;
-    looks *list = look_at(&v);
-    match_colours(&v, list, reference, NULL);
-    free(list);
+    free(own);
 }
 
 /* ---------------------------------------------------------------- clips: continuation key frames
@@ -2050,11 +2071,10 @@ static void hold_colours(film v, const unsigned char *reference)
  * Each is the mean over the run's frames. Of equal scores the later run wins.
  */
 
-enum { SECOND = 24 };           /* frames */
+/* Of the run that ends with frame `last`. */
+typedef struct { double sharp, along, colour, jerk, lost, score; int64_t last; } merit;
 
-typedef struct { double sharp, along, colour, jerk, lost, score; } merit;
-
-/* The mean of what is measured in frames `from` .. frames-1; the clip's first has no motion and does not count there. */
+/* The mean of what is measured in frames `from` .. frames-1; the clip's first has no motion: it does not count there. */
 static looks mean_looks(const looks *list, int64_t from, int64_t frames)
 {
     looks mean = { 0 };
@@ -2092,14 +2112,14 @@ static merit score_run(const looks *list, int64_t last, int64_t keys, int64_t fr
 {
     int64_t first = last - keys + 1, second = frames < SECOND ? 0 : frames - SECOND;
     looks usual = mean_looks(list, second, frames), mean = mean_looks(list, first, last + 1);
-    merit m = { .lost = 0.5 * (double)(frames - 1 - last) / SECOND };
-    double size = 1 + sqrt(usual.move[0] * usual.move[0] + usual.move[1] * usual.move[1]);
+    merit m = { .lost = 0.5 * (double)(frames - 1 - last) / SECOND, .last = last };
+    double size = 1 + length(usual.move[0], usual.move[1]), n = (double)keys;
     m.sharp = usual.sharp > 0 ? mean.sharp / usual.sharp : 1;
     m.along = usual.along > 0 && mean.along < usual.along ? mean.along / usual.along : 1;
     for (int64_t t = first; t <= last; t++) {
-        double x = list[t].move[0] - usual.move[0], y = list[t].move[1] - usual.move[1];
-        m.colour += off_course(list, t, second, frames, &usual) / 8 / (double)keys;
-        m.jerk += t ? sqrt(x * x + y * y) / size / (double)keys : 0;
+        const double *move = list[t].move;
+        m.colour += off_course(list, t, second, frames, &usual) / 8 / n;
+        m.jerk += t ? length(move[0] - usual.move[0], move[1] - usual.move[1]) / size / n : 0;
     }
     m.score = m.sharp + m.along - m.colour - m.jerk - m.lost;
     return m;
@@ -2108,21 +2128,20 @@ static merit score_run(const looks *list, int64_t last, int64_t keys, int64_t fr
 /* The last frame of the best run of `keys` frames; prints every candidate where `tell`. */
 static int64_t choose_keys(const film *v, int64_t keys, bool tell)
 {
-    int64_t first = v->frames - SECOND < keys - 1 ? keys - 1 : v->frames - SECOND, best = v->frames - 1;
+    int64_t first = v->frames - SECOND < keys - 1 ? keys - 1 : v->frames - SECOND;
     looks *list = look_at(v);
-    double most = -INFINITY;
+    merit best = { .score = -INFINITY };
     if (tell)
         fprintf(stderr, "key frames     sharp  along colour   jerk   lost  score\n");
     for (int64_t last = first; last < v->frames; last++) {
         merit m = score_run(list, last, keys, v->frames);
         if (tell)
-            fprintf(stderr, "%5lld..%-5lld  %6.3f %6.3f %6.3f %6.3f %6.3f %6.3f\n", (long long)(last - keys + 1),
-                    (long long)last, m.sharp, m.along, m.colour, m.jerk, m.lost, m.score);
-        if (m.score >= most)
-            most = m.score, best = last;
+            fprintf(stderr, "%5lld..%-5lld  %6.3f %6.3f %6.3f %6.3f %6.3f %6.3f\n", ll(last - keys + 1), ll(last),
+                    m.sharp, m.along, m.colour, m.jerk, m.lost, m.score);
+        best = m.score >= best.score ? m : best;
     }
     free(list);
-    return best;
+    return best.last;
 }
 
 /* ---------------------------------------------------------------- flows
@@ -2131,19 +2150,19 @@ static int64_t choose_keys(const film *v, int64_t keys, bool tell)
  * themselves; the result is what the command writes.
  */
 
-/* What a flow makes: `frames` frames of w x h, or one tensor for a file, under its name there. */
-typedef struct { unsigned char *bytes; int64_t frames, w, h; tensor saved; const char *name; } result;
+/* What a flow makes: a clip, or one tensor for a file, under its name there. */
+typedef struct { film clip; tensor saved; const char *name; } result;
 
 typedef result flow(const run *r, const job *j);
 
 /* Pictures and control words -> frames: the whole model. */
 static result flow_generate(const run *r, const job *j)
 {
-    result out = { .w = j->width, .h = j->height };
-    out.bytes = generate(r, j, &out.frames);
+    film v = { .w = j->width, .h = j->height };
+    v.rgb = generate(r, j, &v.frames);
     if (j->keep_colour)
-        hold_colours((film){ out.bytes, out.frames, out.w, out.h }, j->start[0].rgb);
-    return out;
+        match_colours(&v, NULL, j->start[0].rgb, NULL);
+    return (result){ .clip = v };
 }
 
 /* The next part's key frames, as its start pictures: the choice of --key or of choose_keys. Cuts v after them. While
@@ -2159,13 +2178,13 @@ static void take_keys(const run *r, job *part, film *v)
     }
     if (keys > MAX_GIVEN || keys + part->ends >= part->frames)
         die(BAD_INPUT, "--frames: got %lld for %lld key frames and %d end pictures, expected at most %d key frames and "
-            "more --frames than both", (long long)part->frames, (long long)keys, part->ends, MAX_GIVEN);
+            "more --frames than both", ll(part->frames), ll(keys), part->ends, MAX_GIVEN);
     part->starts = (int)keys;
     v->frames = last + 1;
     if (!v->rgb)
         return;
     if (r->verbosity > 0)
-        fprintf(stderr, "extend: goes on from frames %lld..%lld\n", (long long)(last - keys + 1), (long long)last);
+        fprintf(stderr, "extend: goes on from frames %lld..%lld\n", ll(last - keys + 1), ll(last));
     for (int64_t i = 0; i < keys; i++)
         part->start[i] = (image){ v->w, v->h, frame_of(v, last - keys + 1 + i) };
     free(part->seen.rgb);
@@ -2179,8 +2198,8 @@ static result flow_extend(const run *r, const job *j)
 {
     arena *a = r->arena;
     job *part = allocate(1, sizeof *part);
-    film v = { .frames = j->earlier.frames, .w = j->width, .h = j->height };
-    size_t size = (size_t)(3 * v.w * v.h);
+    film v = j->earlier;
+    size_t size = frame_bytes(&v);
     int64_t most = v.frames + j->times * vae_video_frames(vae_settings(j->vae), latent_length(j));
     v.rgb = arena_alloc(a, (size_t)most, size);
     if (v.rgb)
@@ -2188,22 +2207,22 @@ static result flow_extend(const run *r, const job *j)
     *part = *j;
     for (int64_t i = 0; i < j->times; i++, part->seed++) {
         size_t low = arena_mark(a), high = arena_mark_high(a);
-        film made = { .w = v.w, .h = v.h };
         part->ends = i + 1 == j->times ? j->ends : 0;
         take_keys(r, part, &v);
-        made.rgb = generate(r, part, &made.frames);
+        film made = flow_generate(r, part).clip;
+        int64_t last = part->starts - 1;        /* the key frame that the new ones are to look like */
         if (made.rgb) {
-            int64_t last = part->starts - 1;        /* the key frame that the new ones are to look like */
-            hold_colours((film){ frame_of(&made, last), made.frames - last, v.w, v.h }, part->start[last].rgb);
-            memcpy(frame_of(&v, v.frames), frame_of(&made, part->starts), (size_t)(made.frames - part->starts) * size);
+            film new = { frame_of(&made, last), made.frames - last, v.w, v.h };
+            match_colours(&new, NULL, part->start[last].rgb, NULL);
+            memcpy(frame_of(&v, v.frames), frame_of(&made, last + 1), (size_t)(made.frames - last - 1) * size);
         }
-        v.frames += made.frames - part->starts;
+        v.frames += made.frames - last - 1;
         arena_reset(a, low);
         arena_reset_high(a, high);
     }
     free(part->seen.rgb);
     free(part);
-    return (result){ .bytes = v.rgb, .frames = v.frames, .w = v.w, .h = v.h };
+    return (result){ .clip = v };
 }
 
 /* latents of a file [Z][F][h][w] in any floating type, as flow_encode writes them -> frames. */
@@ -2211,7 +2230,7 @@ static result flow_decode(const run *r, const job *j)
 {
     const st_tensor *t = safetensors_find(j->given, "latents");
     int64_t scale = vae_scale(vae_settings(j->vae)), z = t->dim[0], places = t->dim[1] * t->dim[2] * t->dim[3];
-    result out = { .w = t->dim[3] * scale, .h = t->dim[2] * scale };
+    film v = { .w = t->dim[3] * scale, .h = t->dim[2] * scale };
     tensor latents = tensor_new(r->arena, SHAPE(t->dim[1], t->dim[2], t->dim[3], z));
     size_t mark = arena_mark(r->arena);
     weight w = { .data = t->data, .type = t->type, .ndim = 1, .dim = { z * places }, .key = t->name };
@@ -2220,20 +2239,19 @@ static result flow_decode(const run *r, const job *j)
         latents.data[i % places * z + i / places] = from[i];
     arena_reset(r->arena, mark);
     check_finite(latents, "latents", NULL, NULL);
-    out.bytes = decode_frames(r, j, latents, &out.frames);
-    return out;
+    v.rgb = decode_frames(r, j, latents, &v.frames);
+    return (result){ .clip = v };
 }
 
 /* Pictures as they are, one a frame -> the posterior's mean times scaling_factor, [Z][F][h][w]. Nothing is drawn, so
  * that the same pictures always give the same latents. */
 static result flow_encode(const run *r, const job *j)
 {
-    arena *a = r->arena;
     tensor moments = vae_encode(r, j->vae, fill_pixels(r, j));
     check_finite(moments, "vae.moments", vae_weights(j->vae), NULL);
     dump(r, moments, CHANNELS_FIRST, "vae.moments");
     int64_t z = moments.dim[3] / 2, places = tensor_count(moments) / (2 * z);
-    tensor latents = tensor_new(a, SHAPE(z, moments.dim[0], moments.dim[1], moments.dim[2]));
+    tensor latents = tensor_new(r->arena, SHAPE(z, moments.dim[0], moments.dim[1], moments.dim[2]));
     for (int64_t i = 0; i < z * places && latents.data; i++)
         latents.data[i] = moments.data[i % places * 2 * z + i / places] * (real)vae_settings(j->vae)->scaling_factor;
     return (result){ .saved = latents, .name = "latents" };
@@ -2245,7 +2263,7 @@ static result flow_clip(const run *r, const job *j)
     return (result){ .saved = clip_tokens(r, j), .name = "clip.hidden" };
 }
 
-/* How a job wants to be run. */
+/* How a job wants to be run: in a planning arena and in a real one alike. */
 static run run_of(const job *j, arena *a)
 {
     return (run){ .arena = a, .hooks = j->hooks, .verbosity = j->quiet ? 0 : j->verbose ? 2 : 1 };
@@ -2273,34 +2291,34 @@ static bool ends_with(const char *text, const char *tail)
  * tensor is saved, or nothing is written but dumps. */
 static output *open_output(const job *j, const result *planned)
 {
-    if (!j->out)
-        return NULL;
-    if (!planned->name)
-        return output_open(j->out, planned->w, planned->h, planned->frames);
-    if (!ends_with(j->out, ".safetensors"))
+    const char *const files[] = { planned->name ? j->out : NULL, j->checkpoint, j->preview };
+    if (files[0] && !ends_with(j->out, ".safetensors"))
         die(BAD_INPUT, "--output: got %s, expected NAME.safetensors", j->out);
-    output_check(j->out);
-    return NULL;
+    for (int i = 0; i < 3; i++)
+        if (files[i])
+            output_check(files[i]);
+    if (planned->name || !j->out)
+        return NULL;
+    return output_open(j->out, planned->clip.w, planned->clip.h, planned->clip.frames);
 }
 
-/* After the plan, which came by every stage: dies where a name of --inject or --stop-after is none of them. */
-static void check_hooks(const job *j)
+/* The result, to where it goes. */
+static void write_result(const job *j, arena *a, output *o, const result *out)
 {
-    const hooks *h = j->hooks;
-    if (h && h->ngiven && !h->replaced && !h->stop_after)
-        die(BAD_INPUT, "--inject: no tensor given there has the name of a stage of this run; --dump shows the names");
-    if (h && h->stop_after && !h->stop_known)
-        die(BAD_INPUT, "--stop-after: got %s, which is no stage of this run; --dump shows the names", h->stop_after);
-    if (h && h->ngiven && !j->quiet)
-        fprintf(stderr, "inject: %lld stages are given\n", (long long)h->replaced);
+    for (int64_t t = 0; o && t < out->clip.frames; t++)
+        output_frame(o, frame_of(&out->clip, t));
+    if (o)
+        output_close(o);
+    else if (j->out)
+        save_tensor(a, j->out, out);
 }
 
 /* ---------------------------------------------------------------- plan
  *
  * What a run will take, told before it begins: memory, from the flow in a planning arena; time, from the operations that
- * the same pass counts and from each kernel's rate, measured for a moment on slices of the run's shapes; disk. What will
- * not do ends here. Norms, activations and reading from disk are not counted, so that the time is a lower bound: by about
- * 10 % where kernels are large, by a third where all is tiny; and a machine that is busy at that moment seems slower.
+ * the same pass counts and from each kernel's rate, measured for a moment on slices of the run's shapes; disk. What
+ * will not do ends here. Norms, activations and reading from disk are not counted, so that the time is a lower bound: by
+ * about 10 % where kernels are large, by a third where all is tiny; and a busy machine seems slower.
  */
 typedef struct {
     result out;                 /* its sizes */
@@ -2324,9 +2342,45 @@ static run_plan plan(const job *j, flow *f)
     return p;
 }
 
+/* ---------------------------------------------------------------- plan: time
+ *
+ * A kernel at one size, for a plan's rates and for bench. Its inputs are numbers of no meaning, on which its time does
+ * not depend. n, and the shapes that it makes:
+ *
+ *     LINEAR       M, N, K                        x [M][K], weight [N][K], y [M][N]
+ *     CONV         C, T, H, W                     x, y [T][H][W][C], weight [C][3 * 3 * 3][C], causal
+ *     ATTENTION    heads, queries, keys, width    x, y [queries][heads * width], k, v [keys][heads * width]
+ */
+typedef struct { work_kind kind; int64_t heads; tensor x, y, k, v; layer l; } workload;
+
+/* stored: the type of the weight, whose bytes are k's. */
+static workload workload_new(arena *a, work_kind kind, dtype stored, const int64_t n[4])
+{
+    const shape x[] = { SHAPE(n[0], n[2]), SHAPE(n[1], n[2], n[3], n[0]), SHAPE(n[1], n[0] * n[3]) };
+    const shape k[] = { SHAPE(n[1], n[2]), SHAPE(n[0], 27, n[0]), SHAPE(n[2], n[0] * n[3]) };
+    workload e = { .kind = kind, .heads = n[0], .x = tensor_new(a, x[kind]), .k = tensor_new(a, k[kind]) };
+    e.y = tensor_new(a, kind == LINEAR ? SHAPE(n[0], n[1]) : x[kind]);
+    e.v = kind == ATTENTION ? tensor_new(a, k[kind]) : e.k;
+    const tensor all[] = { e.x, e.k, e.v };
+    for (int i = 0; i < 3; i++)
+        tensor_fill(all[i], (real)0.5);
+    e.l.weight = (weight){ .data = (unsigned char *)e.k.data, .type = stored, .ndim = k[kind].ndim };
+    memcpy(e.l.weight.dim, k[kind].dim, sizeof k[kind].dim);
+    return e;
+}
+
+static void workload_run(arena *a, const workload *e)
+{
+    if (e->kind == LINEAR)
+        linear_to(a, e->y, e->x, e->l);
+    else if (e->kind == ATTENTION)
+        attention(a, e->y, e->x, e->k, e->v, 1, e->heads);
+    else
+        conv(a, e->y, e->x, (conv_spec){ .kernel = { 3, 3, 3 }, .stride = { 1, 1, 1 }, .pad = 1, .up = 1 }, e->l);
+}
+
 /* Seconds that one operation of a kind takes, on slices of the job's shapes: a linear layer of the DiT (or of the VAE,
- * where there is none), some queries against all tokens, a convolution of the VAE's first level. In an arena of its own,
- * planned first like any. */
+ * where there is none), some queries against all tokens, a convolution of the VAE's first level. */
 static double time_work(arena *a, const job *j, work_kind kind)
 {
     enum { ROWS = 512, SIDE = 32 };
@@ -2335,34 +2389,19 @@ static double time_work(arena *a, const job *j, work_kind kind)
     int64_t width = d ? d->hidden_size : v ? v->channels[v->levels - 1] : clip_settings(j->clip)->hidden_size;
     int64_t unit = d && v ? vae_scale(v) * d->patch_size : 1;
     int64_t tokens = d && v ? latent_length(j) * (j->height / unit) * (j->width / unit) : 256;
-    int64_t heads = ruyi_threads(), head = d ? d->attention_head_dim : 64, c = v ? v->channels[0] : 1;
-    size_t mark = arena_mark(a);
-    tensor x = tensor_new(a, kind == CONV ? SHAPE(2, SIDE, SIDE, c) : SHAPE(ROWS, kind == LINEAR ? width : heads * head));
-    tensor y = tensor_new(a, tensor_shape(x)), k = tensor_new(a, SHAPE(tokens, heads * head));
-    shape kernel = kind == CONV ? SHAPE(c, 27, c) : SHAPE(width, width);
-    tensor w = tensor_new(a, kernel);
-    const tensor all[] = { x, k, w };
-    for (int i = 0; i < 3; i++)
-        tensor_fill(all[i], (real)0.5);
-    layer l = { .weight = { .data = (unsigned char *)w.data, .ndim = kernel.ndim } };
-    l.weight.type = sizeof(real) == 8 ? F64 : F32;
-    memcpy(l.weight.dim, kernel.dim, sizeof kernel.dim);
+    const int64_t n[][4] = { { ROWS, width, width }, { v ? v->channels[0] : 1, 2, SIDE, SIDE },
+                             { ruyi_threads(), ROWS, tokens, d ? d->attention_head_dim : 64 } };
+    workload e = workload_new(a, kind, sizeof(real) == 8 ? F64 : F32, n[kind]);
     double best = INFINITY;
     for (int round = 0; round < 2; round++) {       /* the first touches the memory */
         double before = a->work[kind], start = now();
-        if (kind == LINEAR)
-            linear_to(a, y, x, l);
-        else if (kind == ATTENTION)
-            attention(a, y, x, k, k, 1, heads);
-        else
-            conv(a, y, x, (conv_spec){ .kernel = { 3, 3, 3 }, .stride = { 1, 1, 1 }, .pad = 1, .up = 1 }, l);
+        workload_run(a, &e);
         best = fmin(best, (now() - start) / (a->work[kind] - before));
     }
-    arena_reset(a, mark);
     return best;
 }
 
-/* Fills p->rate. */
+/* Fills p->rate, each kind in an arena of its own, planned first like any. What the run does not use costs nothing. */
 static void calibrate(const job *j, run_plan *p)
 {
     for (int i = 0; i < WORKS; i++) {
@@ -2374,10 +2413,15 @@ static void calibrate(const job *j, run_plan *p)
     }
 }
 
-/* The first number after a word that begins a line of a system's file (or the file, for ""); NAN: none. */
-static double system_number(const char *path, const char *word)
+/* ---------------------------------------------------------------- plan: the machine
+ *
+ * A system that does not say what it has refuses nothing. Linux says it in files of words and numbers.
+ */
+
+/* The first number after a word that begins a line of FOLDER/NAME (or after nothing, for ""); NAN: none. */
+static double system_number(const char *folder, const char *name, const char *word)
 {
-    char line[256];
+    char line[256], *path = text_of("%s/%s", folder, name);
     double number = NAN;
     size_t length = strlen(word);
     FILE *f = fopen(path, "r");
@@ -2386,50 +2430,40 @@ static double system_number(const char *path, const char *word)
             sscanf(line + length, "%lf", &number);
     if (f)
         fclose(f);
+    free(path);
     return number;
 }
 
-/* What the control group at that path, and those above it, still allow beside the file cache, which gives way. Version 2
+/* What this process's control group, and those above it, still allow beside the file cache, which gives way. Version 2
  * of them: memory.max, and in memory.stat what cannot give way. Swap counts where the group may use it. */
 static double group_left(void)
 {
-    char line[512], *path, *slash;
+    char path[1024] = "/sys/fs/cgroup";
+    size_t root = strlen(path);
     double left = INFINITY;
     FILE *f = fopen("/proc/self/cgroup", "r");
-    bool read = f && fgets(line, sizeof line, f) && !strncmp(line, "0::/", 4);
+    bool read = f && fscanf(f, "0::%1000s", path + root) == 1;
     if (f)
         fclose(f);
-    if (!read)
-        return left;
-    line[strcspn(line, "\n")] = 0;
-    path = text_of("/sys/fs/cgroup%s", strcmp(line + 3, "/") ? line + 3 : "");
-    do {
-        char *most = text_of("%s/memory.max", path), *stat = text_of("%s/memory.stat", path);
-        char *swap = text_of("%s/memory.swap.max", path);
-        double limit = system_number(most, ""), used = system_number(stat, "anon "), more = system_number(swap, "");
-        if (!isnan(limit) && !isnan(used) && more == 0)
+    for (; read && strlen(path) >= root; *strrchr(path, '/') = 0) {
+        double limit = system_number(path, "memory.max", ""), used = system_number(path, "memory.stat", "anon ");
+        if (!isnan(limit) && !isnan(used) && system_number(path, "memory.swap.max", "") == 0)
             left = fmin(left, limit - used);
-        free(most);
-        free(stat);
-        free(swap);
-        slash = strrchr(path, '/');
-        *slash = 0;
-    } while (strlen(path) >= strlen("/sys/fs/cgroup"));
-    free(path);
+    }
     return left;
 }
 
 /* Bytes that the process can still have: by the machine's memory and swap, its control group and its address space.
- * Mapped weights do not count: they give way. A system that does not say refuses nothing. */
+ * Mapped weights do not count: they give way. */
 static double memory_left(void)
 {
-    double available = system_number("/proc/meminfo", "MemAvailable:"), swap = system_number("/proc/meminfo", "SwapFree:");
+    double available = system_number("/proc", "meminfo", "MemAvailable:");
+    double swap = system_number("/proc", "meminfo", "SwapFree:"), pages = system_number("/proc/self", "statm", "");
     double left = isnan(available) ? INFINITY : 1024 * (available + (isnan(swap) ? 0 : swap));
-    double mapped = system_number("/proc/self/statm", "");
     struct rlimit space;
     left = fmin(left, group_left());
-    if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY && !isnan(mapped))
-        left = fmin(left, (double)space.rlim_cur - mapped * (double)sysconf(_SC_PAGESIZE));
+    if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY && !isnan(pages))
+        left = fmin(left, (double)space.rlim_cur - pages * (double)sysconf(_SC_PAGESIZE));
     return left;
 }
 
@@ -2439,28 +2473,41 @@ static double disk_left(const char *path)
     const char *slash = strrchr(path, '/');
     char *folder = slash ? text_of("%.*s/", (int)(slash - path), path) : text_of(".");
     struct statvfs about;
-    double left = statvfs(folder, &about) == 0 && about.f_blocks ? (double)about.f_bavail * (double)about.f_frsize : INFINITY;
+    double left = INFINITY;
+    if (statvfs(folder, &about) == 0 && about.f_blocks)
+        left = (double)about.f_bavail * (double)about.f_frsize;
     free(folder);
     return left;
 }
 
-/* Everything beside the flow's own figures: measured, and asked of the system. */
-static void survey(const job *j, run_plan *p)
+/* The weights of all parts that are open, of at most four; returns how many. */
+static int opened(const job *j, const weights *list[4])
 {
     const weights *all[] = { j->vae ? vae_weights(j->vae) : NULL, j->clip ? clip_weights(j->clip) : NULL,
                              j->dit ? dit_weights(j->dit) : NULL, j->embeddings };
+    int n = 0;
     for (int i = 0; i < 4; i++)
-        if (all[i]) {
-            p->copied += all[i]->copied;
-            p->mapped += weights_bytes(all[i]);
-        }
-    double pixels = (double)(p->out.frames * p->out.w * p->out.h);
+        if (all[i])
+            list[n++] = all[i];
+    return n;
+}
+
+/* Everything beside the flow's own figures and the rates. A clip takes 3 bytes a pixel, in Y4M 1.5; a checkpoint holds
+ * the video decoded twice, and the old file stands until the new one is complete. */
+static void survey(const job *j, run_plan *p)
+{
+    const weights *all[4];
+    for (int i = opened(j, all) - 1; i >= 0; i--) {
+        p->copied += all[i]->copied;
+        p->mapped += weights_bytes(all[i]);
+    }
+    double pixels = (double)(p->out.clip.frames * p->out.clip.w * p->out.clip.h);
     p->disk_left = INFINITY;
     if (j->out && strcmp(j->out, "-")) {
         p->disk = p->out.name ? 4 * (double)tensor_count(p->out.saved) : pixels * (ends_with(j->out, ".y4m") ? 1.5 : 3);
         p->disk_left = disk_left(j->out);
     }
-    if (j->checkpoint) {        /* decoded twice; the old file stands until the new one is complete */
+    if (j->checkpoint) {
         p->disk += 2 * (6 * pixels) * sizeof(real);
         p->disk_left = fmin(p->disk_left, disk_left(j->checkpoint));
     }
@@ -2470,10 +2517,11 @@ static void survey(const job *j, run_plan *p)
 /* One line, for `info` and at the beginning of a run. */
 static void print_plan(FILE *to, const job *j, const run_plan *p)
 {
+    const film *v = &p->out.clip;
     fputs("plan: ", to);
-    if (p->out.frames)
-        fprintf(to, "a run of %lld x %lld, %lld frames, with %s: ", (long long)p->out.w, (long long)p->out.h,
-                (long long)p->out.frames, j->blank ? "one picture" : "the given pictures");
+    if (v->frames)
+        fprintf(to, "a run of %lld x %lld, %lld frames, with %s: ", ll(v->w), ll(v->h), ll(v->frames),
+                j->blank ? "one picture" : "the given pictures");
     fprintf(to, "%.1f MB of activations", (double)p->bytes / 1e6);
     if (isfinite(p->memory_left))
         fprintf(to, " (%.0f MB free)", p->memory_left / 1e6);
@@ -2483,7 +2531,7 @@ static void print_plan(FILE *to, const job *j, const run_plan *p)
         fprintf(to, " (%.0f MB free)", p->disk_left / 1e6);
     fputs("; about ", to);
     print_span(to, work_seconds(p->rate, p->work), "");
-    fprintf(to, " on %lld thread%s\n", (long long)ruyi_threads(), ruyi_threads() == 1 ? "" : "s");
+    fprintf(to, " on %lld thread%s\n", ll(ruyi_threads()), ruyi_threads() == 1 ? "" : "s");
     fflush(to);
 }
 
@@ -2492,37 +2540,28 @@ static void check_plan(const job *j, const run_plan *p)
 {
     if ((double)p->bytes > p->memory_left)
         die(SYSTEM_ERROR, "memory: the plan needs %.1f MB beside the mapped weights, got %.1f MB free; use a smaller "
-            "--size, fewer --frames, or a machine with more memory", (double)p->bytes / 1e6, fmax(p->memory_left, 0) / 1e6);
+            "--size, fewer --frames, or a machine with more memory", (double)p->bytes / 1e6,
+            fmax(p->memory_left, 0) / 1e6);
     if (p->disk > p->disk_left)
         die(SYSTEM_ERROR, "%s: the plan needs %.3f MB of disk, got %.3f MB free; make room, or write elsewhere",
-            j->out ? j->out : j->checkpoint, p->disk / 1e6,
-            p->disk_left / 1e6);
+            j->out ? j->out : j->checkpoint, p->disk / 1e6, p->disk_left / 1e6);
 }
 
-/* The progress of a run that begins now, and its first line. */
-static struct progress progress_new(const job *j, const run_plan *p)
-{
-    struct progress new = { .quiet = j->quiet, .terminal = isatty(2), .rate = p->rate, .planned = p->work,
-                            .json_path = j->progress, .start = now() };
-    new.last_line = new.last_json = new.start;
-    new.json = j->progress ? fopen(j->progress, "a") : NULL;
-    if (j->progress && !new.json)
-        die(SYSTEM_ERROR, "%s: progress: got \"%s\", expected to write it; check folder and rights", j->progress,
-            strerror(errno));
-    if (new.json)
-        json_progress(&new, "plan", (report_line){ .run_left = work_seconds(p->rate, p->work) });
-    return new;
-}
+/* ---------------------------------------------------------------- run
+ *
+ * A command's flow, from the plan to the result on disk. Until the arena is there nothing has been computed or written.
+ */
 
-/* The result, to where it goes. */
-static void write_result(const job *j, arena *a, output *o, const result *out)
+/* After the plan, which came by every stage: dies where a name of --inject or --stop-after is none of them. */
+static void check_hooks(const job *j)
 {
-    for (int64_t t = 0; o && t < out->frames; t++)
-        output_frame(o, out->bytes + t * out->w * out->h * 3);
-    if (o)
-        output_close(o);
-    else if (j->out)
-        save_tensor(a, j->out, out);
+    const hooks *h = j->hooks;
+    if (h && h->ngiven && !h->replaced && !h->stop_after)
+        die(BAD_INPUT, "--inject: no tensor given there has the name of a stage of this run; --dump shows the names");
+    if (h && h->stop_after && !h->stop_known)
+        die(BAD_INPUT, "--stop-after: got %s, which is no stage of this run; --dump shows the names", h->stop_after);
+    if (h && h->ngiven && !j->quiet)
+        fprintf(stderr, "inject: %lld stages are given\n", ll(h->replaced));
 }
 
 /* What the hooks need of the system, and of this run. */
@@ -2537,22 +2576,45 @@ static void open_hooks(const job *j)
     }
 }
 
-/* Plans, opens the output, runs, writes. */
+/* The progress of a run that begins now, and its first line. */
+static struct progress progress_new(const job *j, const run_plan *p)
+{
+    struct progress new = { .quiet = j->quiet, .terminal = isatty(2), .rate = p->rate, .planned = p->work,
+                            .json_path = j->progress, .json = j->progress ? fopen(j->progress, "a") : NULL };
+    new.start = new.last_line = new.last_json = now();
+    if (j->progress && !new.json)
+        die(SYSTEM_ERROR, "%s: progress: got \"%s\", expected to write it; check folder and rights", j->progress,
+            strerror(errno));
+    if (new.json)
+        json_progress(&new, "plan", (report_line){ .run_left = work_seconds(p->rate, p->work) });
+    return new;
+}
+
+/* The last line of progress, and what the run took. */
+static void report_run(const job *j, struct progress *p, const arena *a, const film *v)
+{
+    if (p->json)
+        json_progress(p, "done", (report_line){ .done = 1, .total = 1, .part = 1, .run_part = 1 });
+    if (j->verbose)
+        fprintf(stderr, "memory: %.1f MB planned, %.1f MB used beside the mapped weights\n",
+                (double)a->size / 1e6, (double)a->peak / 1e6);
+    if (!j->quiet && j->out && v->frames)
+        fprintf(stderr, "%s: %lld frame%s of %lld x %lld, %.1f s\n", j->out, ll(v->frames), v->frames == 1 ? "" : "s",
+                ll(v->w), ll(v->h), now() - p->start);
+}
+
+/* Plans, opens the output, runs, writes. prepare: what the run needs beside the plan; NULL: nothing. */
 static void run_flow(job *j, flow *f, void (*prepare)(job *j))
 {
     run_plan planned = plan(j, f);
     survey(j, &planned);
     check_plan(j, &planned);
-    if (!j->quiet || j->progress || j->dry_run)
+    if (!j->quiet || j->progress || j->dry_run)     /* the rates take a moment: for who sees them */
         calibrate(j, &planned);
     if (!j->quiet || j->dry_run)
         print_plan(stderr, j, &planned);
     check_hooks(j);
     output *o = open_output(j, &planned.out);
-    const char *const written[] = { j->checkpoint, j->preview };
-    for (int i = 0; i < 2; i++)
-        if (written[i])
-            output_check(written[i]);
     if (j->dry_run) {
         remove_temporaries();
         exit(DONE);
@@ -2578,14 +2640,7 @@ static void run_flow(job *j, flow *f, void (*prepare)(job *j))
         safetensors_close(k.file);
         unlink(j->checkpoint);
     }
-    if (p.json)
-        json_progress(&p, "done", (report_line){ .done = 1, .total = 1, .part = 1, .run_part = 1 });
-    if (j->verbose)
-        fprintf(stderr, "memory: %.1f MB planned, %.1f MB used beside the mapped weights\n", (double)planned.bytes / 1e6,
-                (double)a.peak / 1e6);
-    if (!j->quiet && o)
-        fprintf(stderr, "%s: %lld frame%s of %lld x %lld, %.1f s\n", j->out, (long long)out.frames,
-                out.frames == 1 ? "" : "s", (long long)out.w, (long long)out.h, now() - p.start);
+    report_run(j, &p, &a, &out.clip);
     j->code = j->hooks ? hooks_end(j->hooks) : DONE;
     arena_free(&a);
 }
@@ -2597,17 +2652,14 @@ static void run_flow(job *j, flow *f, void (*prepare)(job *j))
  * resolutions from 384 to 896.
  */
 
-/* Height : width, height, width of the 512-pixel buckets, all of about 512 x 512 pixels. The number compared is the
- * key, two decimals, not the quotient. ASPECT_RATIO_512 of bucket_sampler.py. */
-static const double buckets[][3] = {
-    { 0.25, 256, 1024 }, { 0.26, 256, 992 }, { 0.27, 256, 960 }, { 0.28, 256, 928 }, { 0.32, 288, 896 },
-    { 0.33, 288, 864 }, { 0.35, 288, 832 }, { 0.4, 320, 800 }, { 0.42, 320, 768 }, { 0.48, 352, 736 },
-    { 0.5, 352, 704 }, { 0.52, 352, 672 }, { 0.57, 384, 672 }, { 0.6, 384, 640 }, { 0.68, 416, 608 },
-    { 0.72, 416, 576 }, { 0.78, 448, 576 }, { 0.82, 448, 544 }, { 0.88, 480, 544 }, { 0.94, 480, 512 },
-    { 1.0, 512, 512 }, { 1.07, 512, 480 }, { 1.13, 544, 480 }, { 1.21, 544, 448 }, { 1.29, 576, 448 },
-    { 1.38, 576, 416 }, { 1.46, 608, 416 }, { 1.67, 640, 384 }, { 1.75, 672, 384 }, { 2.0, 704, 352 },
-    { 2.09, 736, 352 }, { 2.4, 768, 320 }, { 2.5, 800, 320 }, { 2.89, 832, 288 }, { 3.0, 864, 288 },
-    { 3.11, 896, 288 }, { 3.62, 928, 256 }, { 3.75, 960, 256 }, { 3.88, 992, 256 }, { 4.0, 1024, 256 },
+/* Height and width of the 512-pixel buckets, all of about 512 x 512 pixels, in units of 32. What is compared is their
+ * quotient to two decimals, as the keys of ASPECT_RATIO_512 in bucket_sampler.py have it. */
+static const signed char buckets[][2] = {
+    { 8, 32 }, { 8, 31 }, { 8, 30 }, { 8, 29 }, { 9, 28 }, { 9, 27 }, { 9, 26 }, { 10, 25 },
+    { 10, 24 }, { 11, 23 }, { 11, 22 }, { 11, 21 }, { 12, 21 }, { 12, 20 }, { 13, 19 }, { 13, 18 },
+    { 14, 18 }, { 14, 17 }, { 15, 17 }, { 15, 16 }, { 16, 16 }, { 16, 15 }, { 17, 15 }, { 17, 14 },
+    { 18, 14 }, { 18, 13 }, { 19, 13 }, { 20, 12 }, { 21, 12 }, { 22, 11 }, { 23, 11 }, { 24, 10 },
+    { 25, 10 }, { 26, 9 }, { 27, 9 }, { 28, 9 }, { 29, 8 }, { 30, 8 }, { 31, 8 }, { 32, 8 },
 };
 
 /* The size for a picture of w x h pixels at a base resolution: the nearest bucket (the first of equals), scaled, its
@@ -2615,13 +2667,17 @@ static const double buckets[][3] = {
  * and width" of predict_i2v.py. */
 static void bucket_size(int64_t w, int64_t h, int64_t resolution, int64_t *width, int64_t *height)
 {
-    double ratio = (double)h / (double)w;
+    double least = INFINITY;
     size_t best = 0;
-    for (size_t i = 1; i < sizeof buckets / sizeof *buckets; i++)
-        if (fabs(buckets[i][0] - ratio) < fabs(buckets[best][0] - ratio))
+    for (size_t i = 0; i < sizeof buckets / sizeof *buckets; i++) {
+        double off = fabs(rint(100.0 * buckets[i][0] / buckets[i][1]) / 100 - (double)h / (double)w);
+        if (off < least) {
+            least = off;
             best = i;
-    *height = (int64_t)(buckets[best][1] / 512 * (double)resolution / 16) * 16;
-    *width = (int64_t)(buckets[best][2] / 512 * (double)resolution / 16) * 16;
+        }
+    }
+    *height = buckets[best][0] * resolution / 256 * 16;
+    *width = buckets[best][1] * resolution / 256 * 16;
 }
 
 /* width and height, where --size did not say them: the first start picture's aspect, or a square without one. */
@@ -2631,7 +2687,7 @@ static void choose_size(job *j)
         bucket_size(j->starts ? j->start[0].w : 1, j->starts ? j->start[0].h : 1, j->resolution, &j->width, &j->height);
     if (j->width < 16 || j->height < 16)
         die(BAD_INPUT, "--resolution: %lld makes %lld x %lld, expected sides of at least 16; use a larger one",
-            (long long)j->resolution, (long long)j->width, (long long)j->height);
+            ll(j->resolution), ll(j->width), ll(j->height));
 }
 
 /* frames, rounded down to whole slices of the encoder as predict_i2v.py does, and says so; a single frame is a picture.
@@ -2641,16 +2697,16 @@ static void choose_frames(job *j)
     int64_t batch = vae_settings(j->vae)->mini_batch_encoder, frames = j->frames == 1 ? 1 : j->frames / batch * batch;
     if (frames == 0)
         die(BAD_INPUT, "--frames: got %lld, expected 1 or at least %lld, the encoder's mini_batch_encoder",
-            (long long)j->frames, (long long)batch);
+            ll(j->frames), ll(batch));
     if (frames != j->frames && !j->quiet)
-        fprintf(stderr, "frames: %lld asked for, %lld will be made: whole slices of %lld\n", (long long)j->frames,
-                (long long)frames, (long long)batch);
+        fprintf(stderr, "frames: %lld asked for, %lld will be made: whole slices of %lld\n", ll(j->frames), ll(frames),
+                ll(batch));
     j->frames = frames;
     if (j->ends && !j->starts)
         die(BAD_INPUT, "--end: end pictures need a start picture; give one with -i");
     if (j->starts > frames || j->ends > frames)
         die(BAD_INPUT, "%s: got %d pictures for %lld frames; give fewer pictures or more --frames",
-            j->starts > frames ? "--image" : "--end", j->starts > frames ? j->starts : j->ends, (long long)frames);
+            j->starts > frames ? "--image" : "--end", j->starts > frames ? j->starts : j->ends, ll(frames));
 }
 
 /* All pictures to the clip's size, with Pillow's filter. Aspects are not kept; a bucket comes near. */
@@ -2692,10 +2748,15 @@ static const char *inside(job *j, const char *part)
     return j->path = text_of("%s/%s", j->model, part);
 }
 
-/* Is this a Ruyi at all? Asked first, so that another model's folder is called by its name. */
-static void check_index(const job *j)
+static void open_vae(job *j, bool encoder, bool decoder)
 {
-    need(j->model, "--model", "a model folder; give it with -m FOLDER");
+    j->vae = vae_open(inside(j, "vae"), encoder, decoder, j->tiling, j->allow_unknown);
+}
+
+/* Is this a Ruyi at all? Asked first, so that another model's folder is called by its name. */
+static void check_index(job *j)
+{
+    inside(j, "");                      /* is there a model at all? */
     config f = config_open(j->model, "model_index.json");
     char *class = config_word(f, "_class_name", "RuyiInpaintPipeline");
     if (strcmp(class, "RuyiInpaintPipeline"))
@@ -2736,21 +2797,14 @@ static control positive_row(const job *j, const char *camera, const char *motion
     return row;
 }
 
-static void open_controls(job *j)
-{
-    j->embeddings = weights_open(j->model, "embeddings");
-    j->rows[0] = control_row(j->embeddings, dit_settings(j->dit), "n.default", "n.default");
-    j->rows[1] = positive_row(j, j->camera, j->motion);
-}
-
 /* What must hold between the components, and between them and the options. Each dies here with the field or option to
  * change, rather than deep inside with two shapes. */
 static void check_model(const job *j)
 {
     const vae_config *v = vae_settings(j->vae);
     const dit_config *d = dit_settings(j->dit);
-    const clip_config *c = clip_settings(j->clip);
-    int64_t unit = 8 * d->patch_size > 16 ? 8 * d->patch_size : 16, length = latent_length(j);
+    long long clip_width = clip_settings(j->clip)->hidden_size, length = latent_length(j);
+    long long unit = 8 * d->patch_size > 16 ? 8 * d->patch_size : 16;
     if (!v->block_out_channels)
         config_refuse(v->file, "block_out_channels",
                       "expected a list of numbers: its length gives the scale of the latents");
@@ -2758,15 +2812,14 @@ static void check_model(const job *j)
         config_refuse(v->file, "ch_mult", "expected 4 numbers: the rotary grid divides pixels by 8");
     if (3 * v->latent_channels != d->in_channels)
         config_refuse(v->file, "latent_channels", "expected 16, a third of the transformer's in_channels");
-    if (c->hidden_size != d->projection_dim)
-        config_refuse(d->file, "projection_dim", "expected the image encoder's hidden_size %lld",
-                      (long long)c->hidden_size);
+    if (clip_width != d->projection_dim)
+        config_refuse(d->file, "projection_dim", "expected the image encoder's hidden_size %lld", clip_width);
     if (j->width % unit || j->height % unit)
-        die(BAD_INPUT, "--size: got %lldx%lld, expected multiples of %lld for this model's patches",
-            (long long)j->width, (long long)j->height, (long long)unit);
+        die(BAD_INPUT, "--size: got %lldx%lld, expected multiples of %lld for this model's patches", ll(j->width),
+            ll(j->height), unit);
     if (length < 1 || length > TIME_ROWS)
         die(BAD_INPUT, "--frames: %lld frames make %lld latent frames, expected 1 to %d, the rows of the time table",
-            (long long)j->frames, (long long)length, TIME_ROWS);
+            ll(j->frames), length, TIME_ROWS);
     if (j->enhance && length == 1)
         die(BAD_INPUT, "--enhance-a-video: one latent frame has no other to attend to; give more --frames or leave it "
             "out");
@@ -2779,18 +2832,20 @@ static void check_count(const job *j)
     int64_t least = j->scheduler == PNDM && !j->sched.skip_prk_steps ? 4 : 1;
     int64_t most = j->sched.num_train_timesteps - (j->scheduler == DPMPP);
     if (j->steps < least || j->steps > most)
-        die(BAD_INPUT, "--steps: got %lld, expected %lld to %lld for %s", (long long)j->steps, (long long)least,
-            (long long)most, sched_names[j->scheduler]);
+        die(BAD_INPUT, "--steps: got %lld, expected %lld to %lld for %s", ll(j->steps), ll(least), ll(most),
+            sched_names[j->scheduler]);
     double n = (double)j->sched.num_train_timesteps, steps = (double)j->steps;
     if (j->sched.timestep_spacing == TRAILING && n / (n / steps) > steps)
         die(BAD_INPUT, "--steps: got %lld, which trailing spacing makes %lld in the public code; choose another number",
-            (long long)j->steps, (long long)j->steps + 1);
+            ll(j->steps), ll(j->steps) + 1);
 }
+
+static const char *const fp8_words[] = { "lite", "strong", "extreme" };     /* from FP8_LITE on */
 
 /* Says what the options that are off by default change. h, w: of the clip, in pixels. (TeaCache: end_sampling.) */
 static void report_changes(const job *j, int64_t h, int64_t w)
 {
-    static const char *const modes[] = { "off", "lite", "strong", "extreme" };
+    long long calls = j->steps - j->enhance_start - j->enhance_end;
     if (j->quiet)
         return;
     for (int i = 0; i < j->nloras; i++) {
@@ -2801,21 +2856,19 @@ static void report_changes(const job *j, int64_t h, int64_t w)
                 layers == 1 ? "" : "s", j->lora_scales[i]);
     }
     if (j->fp8)
-        fprintf(stderr, "fp8: %s: %lld layers of the transformer rounded to %s\n", modes[j->fp8],
-                (long long)dit_weights(j->dit)->fp8_layers, dtype_name[j->fp8_type]);
+        fprintf(stderr, "fp8: %s: %lld layers of the transformer rounded to %s\n", fp8_words[j->fp8 - FP8_LITE],
+                ll(dit_weights(j->dit)->fp8_layers), dtype_name[j->fp8_type]);
     if (j->rng.sms)
         fprintf(stderr, "rng: a GPU's of %d multiprocessors with %d threads each, in %s\n", j->rng.sms, j->rng.threads,
                 j->rng.bf16 ? "bf16" : "f32");
-    if (j->enhance) {
-        long long calls = j->steps - j->enhance_start - j->enhance_end;
+    if (j->enhance)
         fprintf(stderr, "enhance-a-video: weight %g in %lld calls\n", j->enhance_weight, calls > 0 ? calls : 0);
-    }
     if (j->tiling.given) {
         const vae_config *c = vae_settings(j->vae);
         int64_t scale = vae_scale(c);
         fprintf(stderr, "vae tiling: tiles of %lld pixels overlapping by %g, %lld to encode, %lld to decode\n",
-                (long long)c->tile_sample_min_size, c->tile_overlap_factor, (long long)vae_tiles(c, false, h, w),
-                (long long)vae_tiles(c, true, h / scale, w / scale));
+                ll(c->tile_sample_min_size), c->tile_overlap_factor, ll(vae_tiles(c, false, h, w)),
+                ll(vae_tiles(c, true, h / scale, w / scale)));
     }
 }
 
@@ -2824,14 +2877,16 @@ static void report_changes(const job *j, int64_t h, int64_t w)
 static void open_generate(job *j)
 {
     check_index(j);
-    j->vae = vae_open(inside(j, "vae"), true, true, j->tiling, j->allow_unknown);
+    open_vae(j, true, true);
     choose_size(j);
     choose_frames(j);
     j->clip = clip_open(inside(j, "image_encoder"), j->allow_unknown);
     dit_changes changes = { j->loras, j->lora_scales, j->nloras, j->fp8, j->fp8_type };
     j->dit = dit_open(inside(j, "transformer"), changes, j->allow_unknown);
     j->sched = sched_read(inside(j, "scheduler"), j->scheduler);
-    open_controls(j);
+    j->embeddings = weights_open(j->model, "embeddings");
+    j->rows[0] = control_row(j->embeddings, dit_settings(j->dit), "n.default", "n.default");
+    j->rows[1] = positive_row(j, j->camera, j->motion);
     check_model(j);
     check_count(j);
     report_changes(j, j->height, j->width);
@@ -2847,34 +2902,16 @@ static void fit_pictures(job *j)
         j->seen = clip_preprocess(clip_settings(j->clip), j->start[0]);
 }
 
-/* ---------------------------------------------------------------- commands: generate, encode, decode, clip
+/* ---------------------------------------------------------------- commands: generate, encode, decode, clip, extend
  *
- * Each checks its options, opens what it needs of the model, checks that it fits, and runs its flow. encode, decode and
- * clip open one part of the model alone, so that a VAE can be studied without the DiT's gigabytes.
+ * Each opens what it needs of the model, checks that it fits, and runs its flow. encode, decode and clip open one part
+ * of the model alone, so that a VAE can be studied without the DiT's gigabytes.
  */
-
-static const char frames_out[] = "-o NAME.y4m, -o NAME-%04d.ppm or -o - (Y4M to standard output)";
-
-/* Somewhere for the result to go; a run for its dumps or its verdict alone is one, too. */
-static void need_output(const job *j, const char *what)
-{
-    bool looked_at = j->hooks && (j->hooks->dump_dir || j->hooks->truth);
-    if (j->hooks && j->hooks->stop_after && (!looked_at || j->out))
-        die(BAD_INPUT, "--stop-after: got %s, expected --dump or --check and no -o, since there will be no frames",
-            j->out ? "-o" : "neither --dump nor --check");
-    if (!looked_at)
-        need(j->out, "--output", what);
-    if (j->hooks && j->hooks->ngiven && j->tea_threshold != 0)
-        die(BAD_INPUT, "--inject: not together with --teacache, which decides by every stage; leave one out");
-}
 
 /* ruyi -m MODEL -i START.ppm [-e END.ppm] -o OUT: predict_i2v.py. A wrong option dies at once, a wrong tensor while the
  * model is opened, a shape that does not fit in the plan: all before the first step. */
 static void command_generate(job *j)
 {
-    need_output(j, frames_out);
-    if (j->keep_colour && !j->starts)
-        die(BAD_INPUT, "--keep-colour: got no start picture, expected one to take the colours from; give it with -i");
     open_generate(j);
     run_flow(j, flow_generate, fit_pictures);
 }
@@ -2883,10 +2920,7 @@ static void command_generate(job *j)
  * frames of a clip that is to come back from `ruyi decode` at its own size. The sides must be whole latents. */
 static void command_encode(job *j)
 {
-    need_output(j, "-o LATENTS.safetensors");
-    if (!j->starts)
-        die(BAD_INPUT, "--image: expected at least one picture; give them with -i, one a frame");
-    j->vae = vae_open(inside(j, "vae"), true, false, j->tiling, j->allow_unknown);
+    open_vae(j, true, false);
     int64_t scale = vae_scale(vae_settings(j->vae));
     j->width = j->start[0].w;
     j->height = j->start[0].h;
@@ -2894,7 +2928,7 @@ static void command_encode(job *j)
     for (int i = 0; i < j->starts; i++)
         if (j->start[i].w != j->width || j->start[i].h != j->height || j->width % scale || j->height % scale)
             die(BAD_INPUT, "--image: picture %d is %lld x %lld, expected pictures of one size whose sides are "
-                "multiples of %lld", i + 1, (long long)j->start[i].w, (long long)j->start[i].h, (long long)scale);
+                "multiples of %lld", i + 1, ll(j->start[i].w), ll(j->start[i].h), ll(scale));
     report_changes(j, j->height, j->width);
     run_flow(j, flow_encode, NULL);
 }
@@ -2903,9 +2937,8 @@ static void command_encode(job *j)
  * other program writes them. Their F, h and w say how long and large the clip is; the model says Z only. */
 static void command_decode(job *j)
 {
-    need_output(j, frames_out);
     need(j->latents, "--latents", "-l LATENTS.safetensors");
-    j->vae = vae_open(inside(j, "vae"), false, true, j->tiling, j->allow_unknown);
+    open_vae(j, false, true);
     j->given = safetensors_open(j->latents);
     const st_tensor *t = safetensors_find(j->given, "latents");
     long long z = vae_settings(j->vae)->latent_channels, scale = vae_scale(vae_settings(j->vae));
@@ -2924,9 +2957,6 @@ static void command_decode(job *j)
  * clip's size first, as the public code does, so the tokens differ a little. */
 static void command_clip(job *j)
 {
-    need_output(j, "-o TOKENS.safetensors");
-    if (j->starts != 1)
-        die(BAD_INPUT, "--image: got %d pictures, expected one; give it with -i", j->starts);
     j->clip = clip_open(inside(j, "image_encoder"), j->allow_unknown);
     j->seen = clip_preprocess(clip_settings(j->clip), j->start[0]);
     run_flow(j, flow_clip, NULL);
@@ -2937,39 +2967,31 @@ static film read_film(const job *j)
 {
     image *list = NULL;
     int64_t count = 0;
-    need(j->nfiles ? j->files[0] : NULL, "clip", "NAME.y4m, NAME-%04d.ppm, or PPM pictures");
     for (int i = 0; i < j->nfiles; i++)
         count = images_read(j->files[i], INT32_MAX, &list, count);
     film v = { .frames = count, .w = list->w, .h = list->h };
-    v.rgb = allocate((size_t)(count * v.w * v.h), 3);
+    v.rgb = allocate((size_t)count, frame_bytes(&v));
     for (int64_t t = 0; t < count; t++) {
         if (list[t].w != v.w || list[t].h != v.h)
             die(BAD_INPUT, "%s: frame %lld is %lld x %lld, expected %lld x %lld as the first; give frames of one clip",
-                j->files[0], (long long)t, (long long)list[t].w, (long long)list[t].h, (long long)v.w, (long long)v.h);
-        memcpy(frame_of(&v, t), list[t].rgb, (size_t)(v.w * v.h * 3));
+                j->files[0], ll(t), ll(list[t].w), ll(list[t].h), ll(v.w), ll(v.h));
+        memcpy(frame_of(&v, t), list[t].rgb, frame_bytes(&v));
         free(list[t].rgb);
     }
     free(list);
     return v;
 }
 
-/* ---------------------------------------------------------------- commands: extend
- *
- * The size is the clip's; one that is not the model's unit is refused, since a resized clip would not be the user's.
- */
-
-/* ruyi extend CLIP -m MODEL -o OUT */
+/* ruyi extend CLIP -m MODEL -o OUT. The size is the clip's; one that is not the model's unit is refused, since a resized
+ * clip would not be the user's. */
 static void command_extend(job *j)
 {
-    need(j->out, "--output", frames_out);
-    if (j->key && j->times > 1 && (j->key_first >= 0 || j->key_last >= 0))
-        die(BAD_INPUT, "--key: got places from the start, expected some from the end with --times, as in -5..");
     j->earlier = read_film(j);
     j->width = j->earlier.w;
     j->height = j->earlier.h;
     if (j->width % 16 || j->height % 16)
-        die(BAD_INPUT, "%s: got frames of %lld x %lld, expected sides that are multiples of 16; crop or resize the clip",
-            j->files[0], (long long)j->width, (long long)j->height);
+        die(BAD_INPUT, "%s: got frames of %lld x %lld, expected sides that are multiples of 16; crop or resize the "
+            "clip", j->files[0], ll(j->width), ll(j->height));
     j->sized = true;
     j->starts = 1;                      /* at least; flow_extend says how many */
     open_generate(j);
@@ -2983,48 +3005,56 @@ static void command_extend(job *j)
  * people. Everything is exact integers, or doubles in one order: the same bytes on every machine.
  */
 
-/* Peak signal-to-noise ratio of two pictures in dB, over all R, G, B; at most 100, which is also what equal ones have. */
+/* Peak signal-to-noise ratio of two pictures in dB, over all R, G, B: 10 log10(255^2 / mean squared difference), at most
+ * 100, which is also what equal ones have. */
 static double psnr(const unsigned char *a, const unsigned char *b, int64_t count)
 {
     int64_t sum = 0;
     for (int64_t i = 0; i < count; i++)
         sum += (a[i] - b[i]) * (a[i] - b[i]);
-    double decibel = sum ? 10 / log_own(10) * log_own(255.0 * 255 * (double)count / (double)sum) : 100;
-    return decibel < 100 ? decibel : 100;
+    return sum ? fmin(10 / log_own(10) * log_own(255.0 * 255 * (double)count / (double)sum), 100) : 100;
 }
 
 /* Structural similarity of two frames' luma: the mean over windows of 8 x 8 pixels, 4 apart, of
  * (2 ma mb + C1)(2 cov + C2) / ((ma^2 + mb^2 + C1)(va + vb + C2)), C1 = (0.01 255)^2, C2 = (0.03 255)^2. Here times 64^2
  * above and below, sums in place of means. Wang et al., 2004; their windows are Gaussian. */
-static double ssim(const pyramid *a, const pyramid *b)
+static double ssim(const plane *a, const plane *b)
 {
     const double c1 = 64 * 64 * 0.01 * 0.01 * 255 * 255, c2 = 64 * 64 * 0.03 * 0.03 * 255 * 255;
-    int64_t w = a->w[0], h = a->h[0], count = 0;
+    int64_t count = 0;
     double sum = 0;
-    for (int64_t y = 0; y + 8 <= h; y += 4)
-        for (int64_t x = 0; x + 8 <= w; x += 4, count++) {
-            int64_t p = 0, q = 0, pp = 0, qq = 0, pq = 0;
+    for (int64_t y = 0; y + 8 <= a->h; y += 4)
+        for (int64_t x = 0; x + 8 <= a->w; x += 4, count++) {
+            int64_t p = 0, q = 0, squares = 0, pq = 0;
             for (int64_t i = 0; i < 64; i++) {
-                int64_t at = (y + i / 8) * w + x + i % 8, u = a->y[0][at], v = b->y[0][at];
-                p += u, q += v, pp += u * u, qq += v * v, pq += u * v;
+                int64_t at = (y + i / 8) * a->w + x + i % 8, u = a->y[at], v = b->y[at];
+                p += u;
+                q += v;
+                squares += u * u + v * v;
+                pq += u * v;
             }
             double above = ((double)(2 * p * q) + c1) * ((double)(2 * (64 * pq - p * q)) + c2);
-            sum += above / (((double)(p * p + q * q) + c1) * ((double)(64 * (pp + qq) - p * p - q * q) + c2));
+            sum += above / (((double)(p * p + q * q) + c1) * ((double)(64 * squares - p * p - q * q) + c2));
         }
     return sum / (double)count;
 }
 
-/* Likeness of frame t to a picture, which is brought to the clip's size as a generation does it. */
-static void measure_likeness(const film *v, int64_t t, image picture, double *decibel, double *structure)
+/* PSNR and SSIM of frame t to a picture, which is brought to the clip's size as a generation does it. */
+static void measure_likeness(const film *v, int64_t t, image picture, double like[2])
 {
     image given = image_resize(picture, v->w, v->h);
-    film other = { given.rgb, 1, v->w, v->h };
-    pyramid a = pyramid_of(v, t), b = pyramid_of(&other, 0);
-    *decibel = psnr(frame_of(v, t), given.rgb, 3 * v->w * v->h);
-    *structure = ssim(&a, &b);
-    pyramid_free(&a);
-    pyramid_free(&b);
+    plane a = luma_of(frame_of(v, t), v->w, v->h), b = luma_of(given.rgb, v->w, v->h);
+    like[0] = psnr(frame_of(v, t), given.rgb, (int64_t)frame_bytes(v));
+    like[1] = ssim(&a, &b);
+    free(a.y);
+    free(b.y);
     free(given.rgb);
+}
+
+/* Flicker: the distance of a frame's luma from its two neighbours' mean; the first and the last have one neighbour. */
+static double luma_jump(const looks *list, int64_t t, int64_t frames)
+{
+    return t > 0 && t + 1 < frames ? fabs(list[t].luma - (list[t - 1].luma + list[t + 1].luma) / 2) : 0;
 }
 
 /* Seconds a frame, from the line with which a run ends: "NAME: 24 frames of 128 x 128, 4.0 s". */
@@ -3057,59 +3087,55 @@ static const char *camera_word(double x, double y, int64_t w, int64_t h)
 /* ruyi measure CLIP: the table, or JSON with the same keys. */
 static void command_measure(job *j)
 {
-    if (j->starts > 1 || j->ends > 1)
-        die(BAD_INPUT, "--%s: got %d pictures, expected one", j->starts > 1 ? "start" : "end",
-            j->starts > 1 ? j->starts : j->ends);
     film v = read_film(j);
     if (v.frames < 2 || v.w < BLOCK || v.h < BLOCK)
-        die(BAD_INPUT, "%s: got %lld frames of %lld x %lld, expected at least 2 of 16 x 16", j->files[0],
-            (long long)v.frames, (long long)v.w, (long long)v.h);
-    looks *list = look_at(&v), mean = mean_looks(list, 0, v.frames), *end = &list[v.frames - 1];
-    double *drift = allocate((size_t)v.frames, sizeof *drift), most = 0, flicker = 0, worst = 0, like[4] = { NAN, NAN, NAN, NAN };
-    int64_t worst_at = 0;
-    for (int64_t t = 1; t < v.frames; t++) {
-        double jump = t + 1 < v.frames ? fabs(list[t].luma - (list[t - 1].luma + list[t + 1].luma) / 2) : 0;
-        flicker += jump / (double)(v.frames > 2 ? v.frames - 2 : 1);
-        if (jump > worst)
-            worst = jump, worst_at = t;
-    }
+        die(BAD_INPUT, "%s: got %lld frames of %lld x %lld, expected at least 2 of 16 x 16", j->files[0], ll(v.frames),
+            ll(v.w), ll(v.h));
+    looks *list = look_at(&v), mean = mean_looks(list, 0, v.frames);
+    double *drift = allocate((size_t)v.frames, sizeof *drift), most = 0, flicker = 0;
+    double start[2] = { NAN, NAN }, end[2] = { NAN, NAN };
+    int64_t worst = 0;
     if (j->starts)
-        measure_likeness(&v, 0, j->start[0], &like[0], &like[1]);
+        measure_likeness(&v, 0, j->start[0], start);
     if (j->ends)
-        measure_likeness(&v, v.frames - 1, j->end[0], &like[2], &like[3]);
+        measure_likeness(&v, v.frames - 1, j->end[0], end);
     match_colours(&v, list, v.rgb, drift);      /* the last that is done with the frames: it changes them */
-    for (int64_t t = 1; t < v.frames; t++)
-        most = drift[t] > most ? drift[t] : most;
-    double x = mean.move[0], y = mean.move[1];
+    for (int64_t t = 1; t < v.frames; t++) {
+        most = fmax(most, drift[t]);
+        flicker += luma_jump(list, t, v.frames) / (double)(v.frames > 2 ? v.frames - 2 : 1);
+        worst = luma_jump(list, t, v.frames) > luma_jump(list, worst, v.frames) ? t : worst;
+    }
+    double x = mean.move[0], y = mean.move[1], first = list[0].sharp, last = list[v.frames - 1].sharp;
     const struct { const char *key; double value; int digits; const char *text; } rows[] = {
         { "frames", (double)v.frames, 0, "frames" },
         { "width", (double)v.w, 0, "pixels" },
         { "height", (double)v.h, 0, "pixels" },
-        { "camera_speed", sqrt(x * x + y * y), 3, "pixels a frame: median shift of blocks" },
+        { "camera_speed", length(x, y), 3, "pixels a frame: median shift of blocks" },
         { "content_right", x, 3, "pixels a frame: the content moves against the camera" },
         { "content_down", y, 3, "pixels a frame" },
         { "motion", mean.outside, 3, "pixels a frame beside the camera's: things, and layers of other depth" },
         { "colour_drift", most, 3, "levels of 255: largest distance of the background's colour from frame 0's" },
         { "colour_end", drift[v.frames - 1], 3, "levels: that of the last frame" },
         { "flicker", flicker, 3, "levels: mean distance of a frame's luma from its neighbours' mean" },
-        { "flicker_worst", worst, 3, "levels: the largest" },
-        { "flicker_frame", (double)worst_at, 0, "where that is" },
+        { "flicker_worst", luma_jump(list, worst, v.frames), 3, "levels: the largest" },
+        { "flicker_frame", (double)worst, 0, "where that is" },
         { "sharpness", mean.sharp, 3, "levels from pixel to pixel" },
-        { "sharpness_end", list[0].sharp > 0 ? end->sharp / list[0].sharp : 1, 3, "last frame, over the first" },
-        { "start_psnr", like[0], 2, "dB: first frame and start picture" },
-        { "start_ssim", like[1], 4, "1: the same" },
-        { "end_psnr", like[2], 2, "dB: last frame and end picture" },
-        { "end_ssim", like[3], 4, "1: the same" },
+        { "sharpness_end", first > 0 ? last / first : 1, 3, "last frame, over the first" },
+        { "start_psnr", start[0], 2, "dB: first frame and start picture" },
+        { "start_ssim", start[1], 4, "1: the same" },
+        { "end_psnr", end[0], 2, "dB: last frame and end picture" },
+        { "end_ssim", end[1], 4, "1: the same" },
         { "seconds_a_frame", j->log ? read_cost(j->log) : NAN, 3, "cost" },
     };
-    const char *word = camera_word(x, y, v.w, v.h);
-    printf(j->json ? "{\n  \"camera\": \"%s\"" : "camera           %9s   where the camera goes\n", word);
+    printf(j->json ? "{\n  \"camera\": \"%s\"" : "camera           %9s   where the camera goes\n",
+           camera_word(x, y, v.w, v.h));
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        if (!isnan(rows[i].value))
-            printf(j->json ? ",\n  \"%s\": %.*f%.0s" : "%-16s %9.*f   %s\n", rows[i].key, rows[i].digits, rows[i].value,
-                   rows[i].text);
-        else if (j->json)
+        if (j->json && isnan(rows[i].value))
             printf(",\n  \"%s\": null", rows[i].key);
+        else if (j->json)
+            printf(",\n  \"%s\": %.*f", rows[i].key, rows[i].digits, rows[i].value);
+        else if (!isnan(rows[i].value))
+            printf("%-16s %9.*f   %s\n", rows[i].key, rows[i].digits, rows[i].value, rows[i].text);
     if (j->json)
         printf("\n}\n");
     free(drift);
@@ -3124,25 +3150,21 @@ static void command_measure(job *j)
  * tensor.
  */
 
-/* "  TYPE [shape]  name" */
-static void print_tensor(const st_tensor *t)
-{
-    printf("  %-8s [", dtype_name[t->type]);
-    for (int i = 0; i < t->ndim; i++)
-        printf("%s%" PRId64, i ? ", " : "", t->dim[i]);
-    printf("]  %s\n", t->name);
-}
-
-/* A file's totals, after its tensors where `list`. Megabytes are 10^6 bytes, as everywhere here. */
+/* A file's totals, after its tensors, "  TYPE [shape]  name", where `list`. Megabytes are 10^6 bytes, as everywhere. */
 static void print_file(const safetensors *f, bool list)
 {
     uint64_t count = 0;
     for (int64_t i = 0; i < f->count; i++) {
-        count += f->tensors[i].count;
-        if (list)
-            print_tensor(&f->tensors[i]);
+        const st_tensor *t = &f->tensors[i];
+        count += t->count;
+        if (!list)
+            continue;
+        printf("  %-8s [", dtype_name[t->type]);
+        for (int k = 0; k < t->ndim; k++)
+            printf("%s%" PRId64, k ? ", " : "", t->dim[k]);
+        printf("]  %s\n", t->name);
     }
-    printf("  %s: %lld tensors, %.3f M parameters, %.1f MB\n", f->path, (long long)f->count, (double)count / 1e6,
+    printf("  %s: %lld tensors, %.3f M parameters, %.1f MB\n", f->path, ll(f->count), (double)count / 1e6,
            (double)f->size / 1e6);
 }
 
@@ -3162,11 +3184,11 @@ static void info_vae(const job *j)
     const vae_config *c = vae_settings(j->vae);
     printf("vae: channels");
     for (int64_t i = 0; i < c->levels; i++)
-        printf(" %lld", (long long)c->channels[i]);
+        printf(" %lld", ll(c->channels[i]));
     printf(", %lld layers a block, %lld norm groups%s, %lld latent channels, 1/%lld in space, slices %s of %lld frames "
-           "/ %lld latent frames, mid attention %s, scaling_factor %g%s\n", (long long)c->layers_per_block,
-           (long long)c->norm_num_groups, c->spatial_group_norm ? " per frame" : "", (long long)c->latent_channels,
-           (long long)vae_scale(c), modes[c->mode], (long long)c->mini_batch_encoder, (long long)c->mini_batch_decoder,
+           "/ %lld latent frames, mid attention %s, scaling_factor %g%s\n", ll(c->layers_per_block),
+           ll(c->norm_num_groups), c->spatial_group_norm ? " per frame" : "", ll(c->latent_channels),
+           ll(vae_scale(c)), modes[c->mode], ll(c->mini_batch_encoder), ll(c->mini_batch_decoder),
            c->mid_block_use_attention && c->layers_per_block > 1 ? attentions[c->mid_block_attention_type] : "none",
            c->scaling_factor, c->tile_encoder || c->tile_decoder ? ", tiles" : "");
     config_print_unread(c->file);
@@ -3178,9 +3200,8 @@ static void info_clip(const job *j)
 {
     const clip_config *c = clip_settings(j->clip);
     printf("image_encoder: %lld x %lld pixels in patches of %lld, width %lld, %lld layers, %lld heads, MLP %lld, %s\n",
-           (long long)c->image_size, (long long)c->image_size, (long long)c->patch_size, (long long)c->hidden_size,
-           (long long)c->num_hidden_layers, (long long)c->num_attention_heads, (long long)c->intermediate_size,
-           c->hidden_act == QUICK_GELU ? "quick_gelu" : "gelu");
+           ll(c->image_size), ll(c->image_size), ll(c->patch_size), ll(c->hidden_size), ll(c->num_hidden_layers),
+           ll(c->num_attention_heads), ll(c->intermediate_size), c->hidden_act == QUICK_GELU ? "quick_gelu" : "gelu");
     config_print_unread(c->file);
     config_print_unread(c->preprocessor);
     print_weights(clip_weights(j->clip), j->verbose);
@@ -3192,11 +3213,10 @@ static void info_dit(const job *j)
 {
     const dit_config *c = dit_settings(j->dit);
     printf("transformer: D %lld = %lld heads x %lld, %lld blocks, MLP %lld, patch %lld, %lld channels in, %lld out, "
-           "text %lld + %lld tokens of %lld (T5 %lld), %lld image queries\n", (long long)c->hidden_size,
-           (long long)c->num_attention_heads, (long long)c->attention_head_dim, (long long)c->num_layers,
-           (long long)c->inner, (long long)c->patch_size, (long long)c->in_channels, (long long)c->out_channels,
-           (long long)c->text_len, (long long)c->text_len_t5, (long long)c->cross_attention_dim,
-           (long long)c->cross_attention_dim_t5, (long long)c->n_query);
+           "text %lld + %lld tokens of %lld (T5 %lld), %lld image queries\n",
+           ll(c->hidden_size), ll(c->num_attention_heads), ll(c->attention_head_dim), ll(c->num_layers), ll(c->inner),
+           ll(c->patch_size), ll(c->in_channels), ll(c->out_channels), ll(c->text_len), ll(c->text_len_t5),
+           ll(c->cross_attention_dim), ll(c->cross_attention_dim_t5), ll(c->n_query));
     config_print_unread(c->file);
     print_weights(dit_weights(j->dit), j->verbose);
 }
@@ -3206,19 +3226,19 @@ static void info_scheduler(const job *j)
 {
     const sched_config *c = &j->sched;
     printf("scheduler: %s, %lld timesteps, betas %s %g to %g, %s, %s spacing, offset %lld\n", sched_names[c->type],
-           (long long)c->num_train_timesteps, c->trained_betas ? "trained" : c->beta_schedule, c->beta_start,
-           c->beta_end, predictions[c->prediction_type], spacings[c->timestep_spacing], (long long)c->steps_offset);
+           ll(c->num_train_timesteps), c->trained_betas ? "trained" : c->beta_schedule, c->beta_start, c->beta_end,
+           predictions[c->prediction_type], spacings[c->timestep_spacing], ll(c->steps_offset));
     config_print_unread(c->file);
 }
 
-/* What a generation of this size and length would need. Mapped weights are the file cache's: they are read from disk
- * and may be dropped again, so a machine with less memory is slow rather than unable. */
+/* What a generation of this size and length would need, written as Y4M. Mapped weights are the file cache's: they are
+ * read from disk and may be dropped again, so a machine with less memory is slow rather than unable. */
 static void info_plan(const job *j)
 {
     run_plan p = plan(j, flow_generate);
     survey(j, &p);
     calibrate(j, &p);
-    p.disk = (double)(p.out.frames * p.out.w * p.out.h) * 1.5;      /* as .y4m */
+    p.disk = 1.5 * (double)(p.out.clip.frames * p.out.clip.w * p.out.clip.h);
     print_plan(stdout, j, &p);
 }
 
@@ -3236,13 +3256,12 @@ static void give_blank(job *j)
  * how many tensors are at fault. */
 static int64_t check_weights(const job *j)
 {
-    const weights *all[] = { j->vae ? vae_weights(j->vae) : NULL, j->clip ? clip_weights(j->clip) : NULL,
-                             j->dit ? dit_weights(j->dit) : NULL, j->embeddings };
+    const weights *all[4];
     int64_t found = 0;
     for (int i = 0; j->embeddings && i < CAMERAS * MOTIONS; i++)
         positive_row(j, cameras[i / MOTIONS], motions[i % MOTIONS]);
-    for (int i = 0; i < 4; i++)
-        for (int f = 0; all[i] && f < all[i]->nfiles + all[i]->nloras; f++)
+    for (int i = 0, n = opened(j, all); i < n; i++)
+        for (int f = 0; f < all[i]->nfiles + all[i]->nloras; f++)
             found += safetensors_nonfinite(f < all[i]->nfiles ? all[i]->files[f] : all[i]->loras[f - all[i]->nfiles]);
     return found;
 }
@@ -3250,12 +3269,13 @@ static int64_t check_weights(const job *j)
 /* A file, a whole model, or a folder with a VAE alone. */
 static void command_info(job *j)
 {
-    const char *path = j->nfiles ? j->files[0] : j->model;
+    const char *path = j->model = j->nfiles ? j->files[0] : j->model;
     need(path, "info", "a model folder or a .safetensors file");
     safetensors *file = ends_with(path, ".safetensors") ? safetensors_open(path) : NULL;
+    j->quiet = true;
     if (file) {
         print_file(file, true);
-    } else if (j->model = path, j->quiet = true, file_exists(inside(j, "model_index.json"))) {
+    } else if (file_exists(inside(j, "model_index.json"))) {
         give_blank(j);
         open_generate(j);
         info_dit(j);
@@ -3266,27 +3286,33 @@ static void command_info(job *j)
         print_weights(j->embeddings, j->verbose);
         info_plan(j);
     } else if (file_exists(inside(j, "vae"))) {
-        j->vae = vae_open(inside(j, "vae"), true, true, j->tiling, j->allow_unknown);
+        open_vae(j, true, true);
         info_vae(j);
     } else {
         die(BAD_INPUT, "%s: got neither a .safetensors file nor a folder with model_index.json or vae/; give a model "
             "folder", path);
     }
-    if (j->check)
-        j->code = (file ? safetensors_nonfinite(file) : check_weights(j)) ? BAD_INPUT : DONE;
-    if (j->check && j->code == DONE)
+    if (j->check && (file ? safetensors_nonfinite(file) : check_weights(j)) > 0)
+        j->code = BAD_INPUT;
+    else if (j->check)
         printf("every number is finite\n");
     if (file)
         safetensors_close(file);
 }
 
-/* ---------------------------------------------------------------- commands: check
+/* ---------------------------------------------------------------- commands: compare, check
  *
- * A case is a folder with a command line (args, its paths relative to the folder) and what the run's stages should be
- * (expected.safetensors). Running it with --check judges every stage for itself: it is computed from the case's own
- * inputs, so that the first stage that differs is the one at fault. Each case has a process of its own, since a run
- * keeps what it has opened until it ends.
+ * compare judges two sets of tensors, wherever they come from (io.c). check makes one of them: a case is a folder with
+ * a command line (args, its paths relative to the folder) and what the run's stages should be (expected.safetensors).
+ * Running it with --check judges every stage for itself: it is computed from the case's own inputs, so that the first
+ * stage that differs is the one at fault. Each case has a process of its own, since a run keeps what it has opened until
+ * it ends.
  */
+
+static void command_compare(job *j)
+{
+    j->code = compare(j->files[0], j->files[1], j->class, j->verbose, j->json);
+}
 
 static int run_program(job *j, int argc, char **argv);
 
@@ -3294,31 +3320,25 @@ static int run_program(job *j, int argc, char **argv);
 static int check_case(const job *j, const char *folder)
 {
     static job one;         /* static like main's, which stays as it is */
-    char line[4096] = "", *argv[128] = { (char *)"ruyi" };
-    char *path = text_of("%s/args", folder);
+    char line[4096] = "", *argv[128] = { (char *)"ruyi" }, *path = text_of("%s/args", folder);
+    int argc = 1;
     FILE *f = fopen(path, "r");
-    if (!f || !fgets(line, sizeof line, f) || chdir(folder))
+    if (!f || !fgets(line, sizeof line - 256, f) || chdir(folder))
         die(BAD_INPUT, "%s: got no case there, expected a folder with args and expected.safetensors; for another run "
             "give its command line with --check", folder);
     fclose(f);
     free(path);
-    const char *const more[] = { "-q", "--check", "expected.safetensors", j->verbose ? "-v" : NULL,
-                                 j->json ? "--json" : NULL, j->class ? "--class" : NULL, j->class };
-    int argc = 1;
-    for (char *word = strtok(line, " \n"); word && argc < 120; word = strtok(NULL, " \n"))
+    snprintf(line + strlen(line), 256, " -q --check expected.safetensors%s%s%s%s", j->verbose ? " -v" : "",
+             j->json ? " --json" : "", j->class ? " --class " : "", j->class ? j->class : "");
+    for (char *word = strtok(line, " \n"); word && argc < 128; word = strtok(NULL, " \n"))
         argv[argc++] = word;
-    for (int i = 0; i < 7; i++)
-        if (more[i])
-            argv[argc++] = (char *)(uintptr_t)more[i];
     return run_program(&one, argc, argv);
 }
 
 /* ruyi check CASE ...: the worst exit code of all. */
 static void command_check(job *j)
 {
-    int count[2] = { 0 };
-    if (!j->nfiles)
-        die(BAD_INPUT, "check: expected one or more folders: ruyi check tests/golden/cases/*");
+    int failed = 0;
     for (int i = 0; i < j->nfiles; i++) {
         if (!j->json)
             printf("%s: ", j->files[i]);
@@ -3332,55 +3352,40 @@ static void command_check(job *j)
         while (waitpid(child, &status, 0) < 0 && errno == EINTR)
             ;
         int code = WIFEXITED(status) ? WEXITSTATUS(status) : SYSTEM_ERROR;
-        count[code != DONE]++;
+        failed += code != DONE;
         j->code = code > j->code ? code : j->code;
     }
     if (!j->json && j->nfiles > 1)
-        printf("%d passed, %d failed\n", count[0], count[1]);
+        printf("%d passed, %d failed\n", j->nfiles - failed, failed);
 }
 
 /* ---------------------------------------------------------------- commands: bench
  *
- * A case is its name: linear.MxNxK, linear_bf16.MxNxK, attention.HEADSxQUERIESxKEYSxWIDTH, conv3d.C.TxHxW (causal
- * 3 x 3 x 3, C to C channels), resblock.C.TxHxW, dit_block.N (the published size, N tokens, one guidance row), peak
- * (multiply-adds in registers, what the machine could do), generate.tiny. One line each on standard output: name,
- * median, minimum, maximum in seconds, nominal GFLOP (a multiply and an add count 2).
- *
- * Inputs are numbers of no meaning, in -1..1; the time of these kernels does not depend on them.
+ * A case is its name: a kind below, and numbers after it. One line each on standard output: name, median, minimum,
+ * maximum in seconds, and GFLOP as the kernels count them (a multiply and an add are 2).
  */
 typedef struct {
     arena a;
-    tensor x, k, v, y;
-    layer l;
-    void *state;                /* of the blocks that vae.c and dit.c set up themselves */
     int64_t n[4];               /* the numbers in the name */
-    double gflop;
+    workload load;
+    void *block;                /* what vae.c or dit.c set up */
     const job *job;
 } bench;
 
-typedef void bench_run(bench *b);
+static void open_linear(bench *b) { b->load = workload_new(&b->a, LINEAR, F32, b->n); }
+static void open_bf16(bench *b) { b->load = workload_new(&b->a, LINEAR, BF16, b->n); }
+static void open_attention(bench *b) { b->load = workload_new(&b->a, ATTENTION, F32, b->n); }
+static void open_conv(bench *b) { b->load = workload_new(&b->a, CONV, F32, b->n); }
+static void open_resblock(bench *b) { b->block = bench_resblock_new(&b->a, b->n[0], b->n[1], b->n[2], b->n[3]); }
+static void open_block(bench *b) { b->block = bench_block_new(&b->a, b->n[0]); }
 
-/* Numbers spread over -1..1, with no generator. */
-static tensor uniform(arena *a, shape s)
-{
-    tensor x = tensor_new(a, s);
-    for (int64_t i = 0; i < tensor_count(x); i++)
-        x.data[i] = (real)((double)(i * 7919 % 10007) / 5003.5 - 1);
-    return x;
-}
+static void run_kernel(bench *b) { workload_run(&b->a, &b->load); }
+static void run_resblock(bench *b) { bench_resblock(b->block); }
+static void run_block(bench *b) { bench_block(b->block); }
+static void run_peak(bench *b) { b->a.work[LINEAR] += burn_peak(&b->a); }
 
-/* One round of each case. Kernels leave their arena as they found it; a generation is reset by hand, since caches grow
- * from the high end. */
-static void bench_linear(bench *b) { linear_to(&b->a, b->y, b->x, b->l); }
-static void bench_attention(bench *b) { attention(&b->a, b->y, b->x, b->k, b->v, 1, b->n[0]); }
-static void bench_conv(bench *b)
-{
-    conv(&b->a, b->y, b->x, (conv_spec){ .kernel = { 3, 3, 3 }, .stride = { 1, 1, 1 }, .pad = 1, .up = 1 }, b->l);
-}
-static void bench_residual(bench *b) { bench_resblock(b->state); }
-static void bench_whole_block(bench *b) { bench_block(b->state); }
-static void bench_peak(bench *b) { b->gflop = burn_peak(&b->a) / 1e9; }
-static void bench_generate(bench *b)
+/* Kernels leave their arena as they found it; a generation is reset by hand, since caches grow from the high end. */
+static void run_generate(bench *b)
 {
     run r = run_of(b->job, &b->a);
     flow_generate(&r, b->job);
@@ -3388,60 +3393,31 @@ static void bench_generate(bench *b)
     arena_reset_high(&b->a, 0);
 }
 
-/* Is this name KIND and `count` numbers, with x or a point between them? Reads them into n. */
-static bool is_case(const char *name, const char *kind, int64_t *n, int count)
-{
-    size_t length = strlen(kind);
-    if (strncmp(name, kind, length))
-        return false;
-    return sscanf(name + length, ".%" SCNd64 "%*1[.x]%" SCNd64 "%*1[.x]%" SCNd64 "%*1[.x]%" SCNd64,
-                  n, n + 1, n + 2, n + 3) == count;
-}
+/* What there is to time: how many numbers a name has, separated by x or a point, what the first is a multiple of, what
+ * is done once, and what is timed. */
+static const struct { const char *name; int numbers, unit; void (*begin)(bench *), (*run)(bench *); } bench_kinds[] = {
+    { "linear", 3, 1, open_linear, run_kernel },                /* MxNxK, weights of F32 */
+    { "linear_bf16", 3, 1, open_bf16, run_kernel },
+    { "attention", 4, 1, open_attention, run_kernel },          /* HEADSxQUERIESxKEYSxWIDTH */
+    { "conv3d", 4, 1, open_conv, run_kernel },                  /* C.TxHxW: causal 3 x 3 x 3, C to C channels */
+    { "resblock", 4, 32, open_resblock, run_resblock },         /* C.TxHxW, in 32 norm groups */
+    { "dit_block", 1, 1, open_block, run_block },               /* N tokens, the published size, one guidance row */
+    { "peak", 0, 1, NULL, run_peak },                   /* multiply-adds in registers: the machine */
+    { "generate.tiny", 0, 1, NULL, run_generate },
+};
 
-/* Sets a case up by its name: inputs, output, operations. Dies where no case has that form. */
-static bench_run *bench_open(bench *b, const char *name)
+/* The kind whose form a name has; reads its numbers into n. Dies where it has none. */
+static int bench_kind(const char *name, int64_t n[4])
 {
-    arena *a = &b->a;
-    int64_t *n = b->n;
-    bool bf16 = is_case(name, "linear_bf16", n, 3);
-    if (bf16 || is_case(name, "linear", n, 3)) {
-        b->x = uniform(a, SHAPE(n[0], n[2]));
-        b->y = tensor_new(a, SHAPE(n[0], n[1]));
-        b->l = bind_linear(weights_random(bf16 ? BF16 : F32), n[1], n[2], "layer");
-        b->gflop = 2e-9 * (double)n[0] * (double)n[1] * (double)n[2];
-        return bench_linear;
+    for (int i = 0; i < (int)(sizeof bench_kinds / sizeof *bench_kinds); i++) {
+        size_t length = strlen(bench_kinds[i].name);
+        if (strncmp(name, bench_kinds[i].name, length))
+            continue;
+        int found = sscanf(name + length, ".%" SCNd64 "%*1[.x]%" SCNd64 "%*1[.x]%" SCNd64 "%*1[.x]%" SCNd64,
+                           n, n + 1, n + 2, n + 3);
+        if ((name[length] ? found : 0) == bench_kinds[i].numbers && n[0] % bench_kinds[i].unit == 0)
+            return i;
     }
-    if (is_case(name, "attention", n, 4)) {
-        b->x = uniform(a, SHAPE(n[1], n[0] * n[3]));
-        b->k = uniform(a, SHAPE(n[2], n[0] * n[3]));
-        b->v = uniform(a, SHAPE(n[2], n[0] * n[3]));
-        b->y = tensor_new(a, SHAPE(n[1], n[0] * n[3]));
-        b->gflop = 4e-9 * (double)(n[0] * n[3]) * (double)n[1] * (double)n[2];      /* q k, and softmax times v */
-        return bench_attention;
-    }
-    if (is_case(name, "conv3d", n, 4)) {
-        b->x = uniform(a, SHAPE(n[1], n[2], n[3], n[0]));
-        b->y = tensor_new(a, SHAPE(n[1], n[2], n[3], n[0]));
-        b->l = bind_convolution(weights_random(F32), SHAPE(n[0], n[0], 3, 3, 3), "layer");
-        b->gflop = 54e-9 * (double)(n[0] * n[0]) * (double)(n[1] * n[2] * n[3]);    /* 27 taps */
-        return bench_conv;
-    }
-    if (is_case(name, "resblock", n, 4) && n[0] % 32 == 0) {        /* 32 norm groups */
-        b->state = bench_resblock_new(a, n[0], n[1], n[2], n[3]);
-        b->gflop = 108e-9 * (double)(n[0] * n[0]) * (double)(n[1] * n[2] * n[3]);
-        return bench_residual;
-    }
-    if (is_case(name, "dit_block", n, 1)) {
-        /* 12 d^2: skip_linear, attn2, attn_clip, gate_clip 2 each, attn1 4. seen: keys and values of text and image */
-        const double d = 2816, inner = 12288, cross = 1024, seen = 333 + 64, rows = (double)n[0];
-        b->state = bench_block_new(a, n[0]);
-        b->gflop = 2e-9 * (rows * (12 * d * d + 2 * d * inner) + 2 * seen * cross * d + 2 * d * rows * (rows + seen));
-        return bench_whole_block;
-    }
-    if (!strcmp(name, "peak"))
-        return bench_peak;
-    if (!strcmp(name, "generate.tiny"))
-        return bench_generate;
     die(BAD_INPUT, "bench: got %s, expected a case like linear.1536x2816x2816; ruyi bench alone runs them all", name);
 }
 
@@ -3449,17 +3425,21 @@ static bench_run *bench_open(bench *b, const char *name)
 static void bench_case(const job *j, const char *name, size_t bytes)
 {
     enum { ROUNDS = 5 };
+    static const double one[WORKS] = { 1, 1, 1 };
     bench b = { .a = arena_new(bytes), .job = j };
-    bench_run *one = bench_open(&b, name);
-    double times[ROUNDS];
-    one(&b);
+    int kind = bench_kind(name, b.n);
+    double times[ROUNDS], work = 0;
+    if (bench_kinds[kind].begin)
+        bench_kinds[kind].begin(&b);
+    bench_kinds[kind].run(&b);
     for (int i = 0; i < ROUNDS; i++) {
-        double start = now();
-        one(&b);
+        double start = now(), before = work_seconds(one, b.a.work);
+        bench_kinds[kind].run(&b);
         times[i] = now() - start;
+        work = work_seconds(one, b.a.work) - before;
     }
     qsort(times, ROUNDS, sizeof *times, by_size);
-    printf("%s\t%.4f\t%.4f\t%.4f\t%.1f\n", name, times[ROUNDS / 2], times[0], times[ROUNDS - 1], b.gflop);
+    printf("%s\t%.4f\t%.4f\t%.4f\t%.1f\n", name, times[ROUNDS / 2], times[0], times[ROUNDS - 1], work / 1e9);
     fflush(stdout);
     arena_free(&b.a);
 }
@@ -3484,8 +3464,9 @@ static void command_bench(job *j)
 {
     static const char *const all[] = {
         "peak", "linear.1536x2816x2816", "linear_bf16.1536x2816x2816", "linear.1536x12288x2816",
-        "linear.1536x2816x12288", "linear.333x2816x1024", "attention.32x1536x1536x88",
-        "attention.8x3456x3456x88", "conv3d.128.4x96x96", "conv3d.256.4x48x48", "conv3d.512.2x24x24", "resblock.128.8x128x128", "dit_block.1536", "generate.tiny",
+        "linear.1536x2816x12288", "linear.333x2816x1024", "attention.32x1536x1536x88", "attention.8x3456x3456x88",
+        "conv3d.128.4x96x96", "conv3d.256.4x48x48", "conv3d.512.2x24x24", "resblock.128.8x128x128", "dit_block.1536",
+        "generate.tiny",
     };
     int count = j->nfiles ? j->nfiles : (int)(sizeof all / sizeof *all);
     const char *const *names = j->nfiles ? j->files : all;
@@ -3493,292 +3474,218 @@ static void command_bench(job *j)
         bench_case(j, names[i], !strcmp(names[i], "generate.tiny") ? open_tiny(j) : (size_t)1 << 30);
 }
 
-/* ---------------------------------------------------------------- options: the table
- *
- * Which commands take an option, what its value is called, what --help says of it. Defaults stand in main(), and in
- * brackets here.
- */
-
-#define FOR(command) (1u << (command))
-#define RUNS (FOR(GENERATE) | FOR(ENCODE) | FOR(DECODE) | FOR(CLIP))
-#define PICTURES (RUNS | FOR(INFO) | FOR(BENCH))
-#define MODELS (PICTURES | FOR(EXTEND))
-#define JUDGES (FOR(COMPARE) | FOR(CHECK))
-#define NEUTRAL (1u << 31)      /* not in a checkpoint's identity: no byte depends on it, or on its name alone */
-#define MANY (FOR(BENCH) | FOR(CHECK) | FOR(EXTEND) | FOR(MEASURE))     /* take any number of words */
-#define NEW (FOR(GENERATE) | FOR(INFO))         /* info plans the clip that generate would make */
-#define CLIPS (NEW | FOR(EXTEND))
-
-/* In the order of `command`; --help and --version are options. */
-static const char *const command_names[] = {
-    "generate", "extend", "measure", "encode", "decode", "clip", "info", "compare", "check", "bench",
-};
-enum { COMMANDS = 10 };
-
-typedef enum {
-    O_MODEL, O_IMAGE, O_END, O_LATENTS, O_OUTPUT, O_SIZE, O_RESOLUTION, O_FRAMES, O_LONG, O_CAMERA, O_MOTION, O_STEPS,
-    O_CFG, O_SEED, O_RNG, O_SCHEDULER, O_LORA, O_FP8, O_TEACACHE, O_ENHANCE, O_TILING, O_CHECKPOINT, O_PROGRESS,
-    O_PREVIEW, O_DRY_RUN, O_KEEP, O_KEY, O_TIMES, O_START, O_LOG, O_DUMP, O_FILTER, O_INJECT, O_STOP, O_CHECK, O_UNKNOWN,
-    O_CLASS, O_JSON, O_QUIET, O_VERBOSE, O_HELP, O_VERSION, OPTIONS
-} option_id;
-
-static const struct {
-    const char *name; char letter; const char *value; unsigned commands; const char *help;
-} options[OPTIONS] = {
-    [O_MODEL] = { "model", 'm', "FOLDER", MODELS | NEUTRAL, "the model, a folder in the Hugging Face layout" },
-    [O_IMAGE] = { "image", 'i', "FILE[:FRAMES]", PICTURES | NEUTRAL,
-                  "start pictures (0 to 5), encode: frames; PPM or Y4M; clip.y4m:-5.. takes some; repeatable" },
-    [O_END] = { "end", 'e', "FILE[:FRAMES]", CLIPS | FOR(MEASURE) | NEUTRAL, "end pictures (0 to 5), in order; repeatable" },
-    [O_LATENTS] = { "latents", 'l', "FILE", FOR(DECODE) | NEUTRAL, "latents as encode writes them" },
-    [O_OUTPUT] = { "output", 'o', "NAME", RUNS | FOR(EXTEND) | NEUTRAL,
-                   "NAME.y4m, NAME-%04d.ppm, - for Y4M to standard output; or NAME.safetensors" },
-    [O_SIZE] = { "size", 0, "WxH", NEW, "size of the clip, multiples of 16" },
-    [O_RESOLUTION] = { "resolution", 0, "R", NEW, "or about R x R pixels in the first picture's aspect (512)" },
-    [O_FRAMES] = { "frames", 0, "N", CLIPS, "1 to 120, rounded down to whole slices (120); 24 make a second" },
-    [O_LONG] = { "long", 0, NULL, CLIPS, "allow more than 120 frames" },
-    [O_CAMERA] = { "camera", 0, "WORD", CLIPS, "auto static left right up down (auto)" },
-    [O_MOTION] = { "motion", 0, "WORD", CLIPS, "auto 1 2 3 4 (auto)" },
-    [O_STEPS] = { "steps", 0, "N", CLIPS, "denoising steps (25)" },
-    [O_CFG] = { "cfg", 0, "X", CLIPS, "guidance; 1 and less: off, half the time (7.0)" },
-    [O_SEED] = { "seed", 0, "N", CLIPS, "random seed (42)" },
-    [O_RNG] = { "rng", 0, "DEVICE", CLIPS, "torch's noise there: cpu, or a GPU, cuda:SMSxTHREADS[:f32|bf16] (cpu; bf16)" },
-    [O_SCHEDULER] = { "scheduler", 0, "WORD", CLIPS, "ddim euler euler_a dpm++ pndm (ddim)" },
-    [O_LORA] = { "lora", 0, "FILE[:WEIGHT]", CLIPS | NEUTRAL, "low-rank updates of the transformer; repeatable" },
-    [O_FP8] = { "fp8", 0, "MODE[:e4m3|e5m2]", CLIPS,
-                "weights of the transformer rounded to FP8: lite strong extreme (e4m3)" },
-    [O_TEACACHE] = { "teacache", 0, "T[,START,END]", CLIPS, "reuse calls that change less than T (0.1,3,1)" },
-    [O_ENHANCE] = { "enhance-a-video", 0, "W[,START,END]", CLIPS, "strengthen attention between frames (1,0,0)" },
-    [O_TILING] = { "vae-tiling", 0, "WHERE[,SIZE[,OVERLAP]]", CLIPS | FOR(ENCODE) | FOR(DECODE),
-                   "none encoder decoder both; tiles of SIZE pixels that share a part (the model's)" },
-    [O_CHECKPOINT] = { "checkpoint", 0, "FILE", FOR(GENERATE) | NEUTRAL, "keep what is computed there; the same command goes on" },
-    [O_PROGRESS] = { "progress", 0, "FILE", RUNS | FOR(EXTEND) | NEUTRAL, "one JSON object a line there, added as the run goes on" },
-    [O_PREVIEW] = { "preview", 0, "FILE.ppm", FOR(GENERATE) | NEUTRAL, "after each step the middle frame, roughly" },
-    [O_DRY_RUN] = { "dry-run", 0, NULL, RUNS | FOR(EXTEND) | NEUTRAL, "memory, disk and time of the run, and no more" },
-    [O_KEEP] = { "keep-colour", 0, NULL, NEW, "hold the background's colours to the start picture's" },
-    [O_KEY] = { "key", 0, "FRAMES", FOR(EXTEND), "go on from these frames, as in -5..; without it the best are chosen" },
-    [O_TIMES] = { "times", 0, "N", FOR(EXTEND), "go on so often (1)" },
-    [O_START] = { "start", 0, "FILE[:FRAME]", FOR(MEASURE), "the start picture, for likeness" },
-    [O_LOG] = { "log", 0, "FILE", FOR(MEASURE), "the standard error of the run that made the clip, for its cost" },
-    [O_DUMP] = { "dump", 0, "FOLDER", RUNS | FOR(INFO), "write every stage as FOLDER/NAME.safetensors" },
-    [O_FILTER] = { "dump-filter", 0, "GLOB", RUNS, "only stages whose name matches; repeatable" },
-    [O_INJECT] = { "inject", 0, "PATH[:GLOB]", RUNS,
-                   "stages are taken from a file or folder, not computed; repeatable" },
-    [O_STOP] = { "stop-after", 0, "STAGE", RUNS, "end there, and compute only what it needs" },
-    [O_CHECK] = { "check", 0, "PATH[:GLOB]", RUNS | FOR(INFO),
-                  "compare every stage with one there, made from inputs there; info: look at every weight of PATH" },
-    [O_UNKNOWN] = { "allow-unknown", 0, NULL, MODELS | NEUTRAL, "ignore tensors that the configuration has no place for" },
-    [O_CLASS] = { "class", 0, "WORD", RUNS | JUDGES, "limits of fp64 fp32 fp16 bf16 (this build's)" },
-    [O_JSON] = { "json", 0, NULL, RUNS | JUDGES | FOR(MEASURE), "one JSON document instead of lines" },
-    [O_QUIET] = { "quiet", 'q', NULL, RUNS | FOR(EXTEND) | NEUTRAL, "no progress" },
-    [O_VERBOSE] = { "verbose", 'v', NULL, RUNS | FOR(EXTEND) | FOR(INFO) | JUDGES | NEUTRAL, "more: memory, every tensor" },
-    [O_HELP] = { "help", 'h', NULL, ~0u, "this text" },
-    [O_VERSION] = { "version", 0, NULL, ~0u, "the version" },
-};
-
-/* Usage on standard output: the commands, the table, examples that run in this repository as they stand. */
-static void print_help(void)
-{
-    printf("ruyi %s - pictures to a 24 fps clip, in plain C (%s)\n\n"
-           "  ruyi [generate] -m MODEL -i START.ppm [-e END.ppm] -o OUT      animate\n"
-           "  ruyi extend  CLIP -m MODEL -o OUT [--times N]                  go on with a clip\n"
-           "  ruyi measure CLIP [--start A.ppm] [--end B.ppm] [--json]       camera, motion, colours in numbers\n"
-           "  ruyi encode  -m MODEL -i FRAME.ppm ... -o LATENTS.safetensors  pictures to latents\n"
-           "  ruyi decode  -m MODEL -l LATENTS.safetensors -o OUT            latents to frames\n"
-           "  ruyi clip    -m MODEL -i PICTURE.ppm -o TOKENS.safetensors     what the image tower sees\n"
-           "  ruyi info    MODEL | FILE.safetensors                          what is in it, what a run needs\n"
-           "  ruyi compare GOLDEN[:GLOB] MINE                                tensor by tensor: files or folders\n"
-           "  ruyi check   CASE ...                                          stage by stage, each from the case's inputs\n"
-           "  ruyi bench   [CASE ...]                                        time of the kernels on this machine\n\n"
-           "Options\n",
-           RUYI_VERSION, sizeof(real) == sizeof(float) ? "float32" : "float64");
-    for (int i = 0; i < OPTIONS; i++) {
-        const char letter[] = { '-', options[i].letter, ',', 0 }, *value = options[i].value;
-        char *left = text_of("%-4s--%s %s", options[i].letter ? letter : "", options[i].name, value ? value : "");
-        printf("  %-40s %s\n", left, options[i].help);
-        free(left);
-    }
-    printf("\nExamples\n"
-           "  ruyi -m weights/ruyi-tiny -i weights/start/meadow.ppm --size 128x128 --frames 24 --camera left "
-           "-o out.y4m\n"
-           "  ruyi -m weights/ruyi-tiny -i weights/start/pan-start.ppm -e weights/start/pan-end.ppm --size 128x128 "
-           "--frames 24 -o pan-%%04d.ppm\n"
-           "  ruyi -m weights/ruyi-tiny -i weights/start/village.ppm --size 128x128 --frames 24 -o - "
-           "| ffmpeg -i - village.mp4\n"
-           "  ruyi extend out.y4m -m weights/ruyi-tiny --frames 24 --camera left --times 3 -o story.y4m\n"
-           "  ruyi measure story.y4m --start weights/start/meadow.ppm\n"
-           "  ruyi info weights/ruyi-tiny --size 128x128 --frames 24\n\n"
-           "GPUs for --rng: RTX 4090 cuda:128x1536, RTX 3090 cuda:82x1536, A100 cuda:108x2048, H100 cuda:132x2048\n"
-           "Threads: OMP_NUM_THREADS. Exit codes: 0 done, 1 a comparison differs, 2 bad input or usage, "
-           "3 system error.\n");
-}
-
 /* ---------------------------------------------------------------- options: values
  *
- * Each reader takes an option's name and text, and returns a value within its limits or dies with name, got and
- * expected. strtoll and strtod alone take more than is written here (white space, hexadecimal, inf), hence strspn.
+ * An option's row in the table below says who reads its value, and into which field of the job. Every reader takes that
+ * row and the text, and stores a value within its limits or dies with name, got and expected. strtoll and strtod alone
+ * take more than is written here (white space, hexadecimal, inf), hence strspn.
  */
 
+typedef struct option {
+    const char *name;
+    char letter;                /* of the short form; 0: none */
+    const char *value;          /* what --help calls it; NULL: a flag */
+    unsigned commands;          /* a bit for each that takes it */
+    void (*take)(job *j, const struct option *o, const char *text);    /* the value into the job */
+    size_t at;                  /* offset of what it sets, in the job or in its hooks */
+    const char *help;           /* %s: the words */
+    const char *initial;        /* the value without the option; NULL: zero */
+    int64_t least, most;        /* limits of a whole number */
+    const char *const *words; size_t count;     /* the value is one of these */
+} option;
+
+static void *field(job *j, const option *o) { return (char *)j + o->at; }
+static void read_text(job *j, const option *o, const char *text) { *(const char **)field(j, o) = text; }
+static void read_flag(job *j, const option *o, const char *text) { *(bool *)field(j, o) = !*text; }
+
 /* Digits with a sign, nothing else, from `least` to `most`. */
-static int64_t read_whole(const char *option, const char *text, int64_t least, int64_t most)
+static int64_t whole_of(const option *o, const char *text, int64_t least, int64_t most)
 {
     char *end;
     errno = 0;
     long long n = strtoll(text, &end, 10);
     if (strspn(text, "-0123456789") != strlen(text) || end == text || *end || errno || n < least || n > most)
-        die(BAD_INPUT, "--%s: got %s, expected a whole number from %lld to %lld", option, text, (long long)least,
-            (long long)most);
+        die(BAD_INPUT, "--%s: got %s, expected a whole number from %lld to %lld", o->name, text, ll(least), ll(most));
     return n;
 }
 
 /* A decimal number of at most a million, which no option comes near: far beyond it float32 overflows in the middle of a
  * run. A point is the separator in every locale, since main sets none. */
-static double read_real(const char *option, const char *text)
+static double decimal_of(const option *o, const char *text)
 {
     char *end;
     double x = strtod(text, &end);
     if (strspn(text, "+-.0123456789eE") != strlen(text) || end == text || *end || !isfinite(x) || fabs(x) > 1e6)
-        die(BAD_INPUT, "--%s: got %s, expected a number from -1e6 to 1e6", option, text);
+        die(BAD_INPUT, "--%s: got %s, expected a number from -1e6 to 1e6", o->name, text);
     return x;
 }
 
-/* What --help says of an option: for lists of words it names them. */
-static const char *help_of(const char *name)
+static void read_real(job *j, const option *o, const char *text) { *(double *)field(j, o) = decimal_of(o, text); }
+
+static void read_whole(job *j, const option *o, const char *text)
 {
-    int i = 0;
-    while (strcmp(options[i].name, name))
-        i++;
-    return options[i].help;
+    *(int64_t *)field(j, o) = whole_of(o, text, o->least, o->most);
+}
+
+/* The words with a blank between them, in room. */
+static const char *list_words(char room[REASON], const char *const *words, size_t count)
+{
+    room[0] = 0;
+    for (size_t i = 0, n = 0; i < count; i++)
+        n += (size_t)snprintf(room + n, REASON - n, "%s%s", i ? " " : "", words[i]);
+    return room;
 }
 
 /* The place of a word in a list. */
-static int read_word(const char *option, const char *text, const char *const *words, int count)
+static int choice(const option *o, const char *text, const char *const *words, size_t count)
 {
-    int place = place_of(text, words, count);
+    char room[REASON];
+    int place = place_of(text, words, (int)count);
     if (place < 0)
-        die(BAD_INPUT, "--%s: got %s; did you mean %s? (%s)", option, text, nearest_word(text, words, count), help_of(option));
+        die(BAD_INPUT, "--%s: got %s; did you mean %s? (%s)", o->name, text, nearest_word(text, words, (int)count),
+            list_words(room, words, count));
     return place;
 }
 
+static int word_of(const option *o, const char *text) { return choice(o, text, o->words, o->count); }
+static void read_scheduler(job *j, const option *o, const char *text) { j->scheduler = (sched_type)word_of(o, text); }
+
+static void read_word(job *j, const option *o, const char *s) { *(const char **)field(j, o) = o->words[word_of(o, s)]; }
+
 /* All 64 bits count, though the generator is seeded with the low 32, as torch's is. */
-static uint64_t read_seed(const char *text)
+static void read_seed(job *j, const option *o, const char *text)
 {
     char *end;
     errno = 0;
-    unsigned long long n = strtoull(text, &end, 10);
+    j->seed = strtoull(text, &end, 10);
     if (strspn(text, "0123456789") != strlen(text) || end == text || errno)
-        die(BAD_INPUT, "--seed: got %s, expected a whole number from 0 to 18446744073709551615", text);
-    return n;
+        die(BAD_INPUT, "--%s: got %s, expected a whole number from 0 to 18446744073709551615", o->name, text);
 }
 
-/* "WIDTHxHEIGHT" in pixels, as pictures are called; the public code's video_size is [height, width]. */
-static void read_size(job *j, const char *text)
-{
-    const char *x = strchr(text, 'x');
-    char *width = text_of("%.*s", (int)(x ? x - text : 0), text);
-    if (!x)
-        die(BAD_INPUT, "--size: got %s, expected WIDTHxHEIGHT", text);
-    j->width = read_whole("size", width, 16, 65536);
-    j->height = read_whole("size", x + 1, 16, 65536);
-    if (j->width % 16 || j->height % 16)
-        die(BAD_INPUT, "--size: got %s, expected multiples of 16", text);
-    j->sized = true;
-    free(width);
-}
+static const char *const fp8_types[] = { "e4m3", "e5m2" }, *const rng_types[] = { "f32", "bf16" };
+static const char *const tiling_words[] = { "none", "encoder", "decoder", "both" };
 
-/* "A[,B,C]": a threshold or weight, and how many first and last calls are left out. */
-static void read_triple(const char *option, const char *text, double *a, int64_t *b, int64_t *c)
+/* A value of several parts: each of `marks` that is found, in this order, ends one. */
+typedef struct { int count; char part[4][32]; } parts;
+
+static parts take_apart(const option *o, const char *text, const char *marks)
 {
-    char *copy = text_of("%s", text), *second = strchr(copy, ','), *third = second ? strchr(second + 1, ',') : NULL;
-    if (second && !third)
-        die(BAD_INPUT, "--%s: got %s, expected one number or three: X,START,END", option, text);
-    if (third) {
-        *second = *third = 0;
-        *b = read_whole(option, second + 1, INT_MIN, INT_MAX);
-        *c = read_whole(option, third + 1, INT_MIN, INT_MAX);
+    parts p = { 0 };
+    for (const char *found = text; found; text = found + 1) {
+        found = *marks ? strchr(text, *marks++) : NULL;
+        size_t length = found ? (size_t)(found - text) : strlen(text);
+        if (length >= sizeof *p.part)
+            die(BAD_INPUT, "--%s: got %s, expected %s", o->name, text, o->value);
+        memcpy(p.part[p.count++], text, length);
     }
-    *a = read_real(option, copy);
-    free(copy);
+    return p;
 }
 
-/* "FILE[:WEIGHT]". A colon with no number after it belongs to the file's name. */
-static void read_lora(job *j, const char *text)
+/* WIDTHxHEIGHT in pixels, as pictures are called; the public code's video_size is [height, width]. */
+static void read_size(job *j, const option *o, const char *text)
+{
+    parts p = take_apart(o, text, "x");
+    if (p.count < 2)
+        die(BAD_INPUT, "--%s: got %s, expected WIDTHxHEIGHT", o->name, text);
+    j->width = whole_of(o, p.part[0], 16, 65536);
+    j->height = whole_of(o, p.part[1], 16, 65536);
+    if (j->width % 16 || j->height % 16)
+        die(BAD_INPUT, "--%s: got %s, expected multiples of 16", o->name, text);
+    j->sized = true;
+}
+
+/* X[,START,END] of --teacache or --enhance-a-video: a threshold or weight, and how many first and last calls are left
+ * out; negative counts are 0, as the public code takes them. */
+static void read_calls(job *j, const option *o, const char *text)
+{
+    bool tea = o->at == offsetof(job, tea_threshold);
+    int64_t *counts[] = { tea ? &j->tea_start : &j->enhance_start, tea ? &j->tea_end : &j->enhance_end };
+    parts p = take_apart(o, text, ",,");
+    if (p.count == 2)
+        die(BAD_INPUT, "--%s: got %s, expected one number or three: X,START,END", o->name, text);
+    *(double *)field(j, o) = decimal_of(o, p.part[0]);
+    for (int i = 0; i < p.count - 1; i++)
+        *counts[i] = within(whole_of(o, p.part[i + 1], INT_MIN, INT_MAX), INT_MAX);
+    j->enhance |= !tea;
+}
+
+/* MODE[:TYPE]. */
+static void read_fp8(job *j, const option *o, const char *text)
+{
+    parts p = take_apart(o, text, ":");
+    j->fp8 = (fp8_mode)(FP8_LITE + word_of(o, p.part[0]));
+    j->fp8_type = p.count > 1 && choice(o, p.part[1], fp8_types, 2) ? F8_E5M2 : F8_E4M3;
+}
+
+/* cpu or cuda:SMSxTHREADS[:f32|bf16]. */
+static void read_rng(job *j, const option *o, const char *text)
+{
+    parts p = take_apart(o, text, ":x:");
+    j->rng = (rng){ 0 };
+    if (!strcmp(text, "cpu"))
+        return;
+    if (strcmp(p.part[0], "cuda") || p.count < 3)
+        die(BAD_INPUT, "--%s: got %s, expected cpu or cuda:SMSxTHREADS[:f32|bf16], such as cuda:128x1536", o->name,
+            text);
+    j->rng.sms = (int32_t)whole_of(o, p.part[1], 1, 65535);
+    j->rng.threads = (int32_t)whole_of(o, p.part[2], 256, 65535);
+    j->rng.bf16 = p.count < 4 || choice(o, p.part[3], rng_types, 2);
+}
+
+/* WHERE[,SIZE[,OVERLAP]]: the words are bits, 1 for the encoder and 2 for the decoder. */
+static void read_tiling(job *j, const option *o, const char *text)
+{
+    parts p = take_apart(o, text, ",,");
+    int where = word_of(o, p.part[0]);
+    j->tiling = (vae_tiling){ .given = true, .encoder = where & 1, .decoder = where & 2, .overlap = -1 };
+    if (p.count > 1)
+        j->tiling.size = whole_of(o, p.part[1], 1, 1 << 20);
+    if (p.count > 2)
+        j->tiling.overlap = decimal_of(o, p.part[2]);
+    if (p.count > 2 && !(j->tiling.overlap >= 0 && j->tiling.overlap < 1))
+        die(BAD_INPUT, "--%s: got an overlap of %s, expected 0 to less than 1", o->name, p.part[2]);
+}
+
+/* FRAMES, as after the name of a clip. */
+static void read_key(job *j, const option *o, const char *text)
+{
+    if (!frames_parse(text, &j->key_first, &j->key_last))
+        die(BAD_INPUT, "--%s: got %s, expected frames as in -5.., 8..12 or 7", o->name, text);
+    j->key = true;
+}
+
+/* Dies where a repeatable option has filled its list. */
+static void need_room(const option *o, int count, int most)
+{
+    if (count >= most)
+        die(BAD_INPUT, "--%s: got more, expected at most %d; give fewer", o->name, most);
+}
+
+/* FILE[:WEIGHT]. A colon with no number after it belongs to the file's name. */
+static void read_lora(job *j, const option *o, const char *text)
 {
     const char *colon = strrchr(text, ':');
-    char *end, *path;
+    char *end = NULL;
     double scale = colon && colon[1] ? strtod(colon + 1, &end) : 1;
-    bool weighted = colon && colon[1] && !*end && fabs(scale) <= 1e6;
-    if (j->nloras == MAX_FILES)
-        die(BAD_INPUT, "--lora: more than %d files", MAX_FILES);
-    path = weighted ? text_of("%.*s", (int)(colon - text), text) : text_of("%s", text);
+    bool weighted = end && !*end && fabs(scale) <= 1e6;
+    char *path = text_of("%.*s", weighted ? (int)(colon - text) : INT_MAX, text);
+    need_room(o, j->nloras, MAX_FILES);
     j->loras[j->nloras] = safetensors_open(path);
     j->lora_scales[j->nloras++] = weighted ? scale : 1;
     free(path);
 }
 
-/* What stands before the first `mark` of a text, as a new string; *rest: what stands behind it, or NULL. */
-static char *read_head(const char *text, char mark, const char **rest)
+/* All pictures that a name stands for, after those before them: a PPM may hold several, a pipe any number. encode takes
+ * a picture a frame. */
+static void read_pictures(job *j, const option *o, const char *name)
 {
-    const char *found = strchr(text, mark);
-    *rest = found ? found + 1 : NULL;
-    return found ? text_of("%.*s", (int)(found - text), text) : text_of("%s", text);
-}
-
-/* "MODE[:TYPE]". */
-static void read_fp8(job *j, const char *text)
-{
-    static const char *const modes[] = { "lite", "strong", "extreme" }, *const types[] = { "e4m3", "e5m2" };
-    const char *type;
-    char *mode = read_head(text, ':', &type);
-    j->fp8 = (fp8_mode)(FP8_LITE + read_word("fp8", mode, modes, 3));
-    j->fp8_type = type && read_word("fp8", type, types, 2) ? F8_E5M2 : F8_E4M3;
-    free(mode);
-}
-
-/* "cpu" or "cuda:SMSxTHREADS[:f32|bf16]". */
-static void read_rng(job *j, const char *text)
-{
-    static const char *const types[] = { "f32", "bf16" };
-    const char *size, *type = NULL, *threads = NULL;
-    char *device = read_head(text, ':', &size), *both = size ? read_head(size, ':', &type) : NULL;
-    char *sms = both ? read_head(both, 'x', &threads) : NULL;
-    j->rng = (rng){ 0 };
-    if (strcmp(text, "cpu")) {
-        if (strcmp(device, "cuda") || !threads)
-            die(BAD_INPUT, "--rng: got %s, expected cpu or cuda:SMSxTHREADS[:f32|bf16], such as cuda:128x1536", text);
-        j->rng.sms = (int32_t)read_whole("rng", sms, 1, 65535);
-        j->rng.threads = (int32_t)read_whole("rng", threads, 256, 65535);
-        j->rng.bf16 = !type || read_word("rng", type, types, 2);
-    }
-    free(device), free(both), free(sms);
-}
-
-/* "WHERE[,SIZE[,OVERLAP]]". */
-static void read_tiling(job *j, const char *text)
-{
-    static const char *const places[] = { "none", "encoder", "decoder", "both" };
-    const char *numbers, *overlap = NULL;
-    char *place = read_head(text, ',', &numbers), *size = numbers ? read_head(numbers, ',', &overlap) : NULL;
-    int where = read_word("vae-tiling", place, places, 4);
-    j->tiling = (vae_tiling){ .given = true, .encoder = where & 1, .decoder = where & 2, .overlap = -1 };
-    if (size)
-        j->tiling.size = read_whole("vae-tiling", size, 1, 1 << 20);
-    if (overlap)
-        j->tiling.overlap = read_real("vae-tiling", overlap);
-    if (overlap && !(j->tiling.overlap >= 0 && j->tiling.overlap < 1))
-        die(BAD_INPUT, "--vae-tiling: got an overlap of %s, expected 0 to less than 1", overlap);
-    free(place), free(size);
-}
-
-/* All pictures that a name stands for, after those before them: a PPM may hold several, a pipe any number. */
-static void read_pictures(job *j, const char *option, const char *name, bool end)
-{
-    bool standard = name[0] == '-' && (!name[1] || name[1] == ':');
-    int most = !end && j->command == ENCODE ? MAX_PICTURES : MAX_GIVEN, *count = end ? &j->ends : &j->starts;
+    bool standard = name[0] == '-' && (!name[1] || name[1] == ':'), end = o->at == offsetof(job, end);
+    int most = j->command == ENCODE ? MAX_PICTURES : j->command == CLIP || j->command == MEASURE ? 1 : MAX_GIVEN;
+    int *count = end ? &j->ends : &j->starts;
     image *list = NULL;
     if (standard && j->stdin_read)
-        die(BAD_INPUT, "--%s: got - twice, expected once; put all pictures into one stream", option);
-    if (*count == most)
-        die(BAD_INPUT, "--%s: got more pictures, expected at most %d; give fewer", option, most);
+        die(BAD_INPUT, "--%s: got - twice, expected once; put all pictures into one stream", o->name);
+    need_room(o, *count, most);
     j->stdin_read |= standard;
     int64_t found = images_read(name, most - *count, &list, 0);
     memcpy((end ? j->end : j->start) + *count, list, (size_t)found * sizeof *list);
@@ -3796,96 +3703,177 @@ static hooks *hooks_of(job *j)
     return j->hooks;
 }
 
-static void add_filter(job *j, const char *glob)
+static void read_hook(job *j, const option *o, const char *s) { *(const char **)((char *)hooks_of(j) + o->at) = s; }
+
+static void read_filter(job *j, const option *o, const char *text)
 {
     hooks *h = hooks_of(j);
-    if (h->nfilters == (int)(sizeof j->filters / sizeof *j->filters))
-        die(BAD_INPUT, "--dump-filter: more than %d filters", h->nfilters);
-    j->filters[h->nfilters++] = glob;
+    need_room(o, h->nfilters, (int)(sizeof j->filters / sizeof *j->filters));
+    j->filters[h->nfilters++] = text;
 }
 
-static void add_injection(job *j, const char *text)
+static void read_injection(job *j, const option *o, const char *text)
 {
     hooks *h = hooks_of(j);
-    if (h->ngiven == MAX_FILES)
-        die(BAD_INPUT, "--inject: more than %d", MAX_FILES);
+    need_room(o, h->ngiven, MAX_FILES);
     j->injections[h->ngiven++] = pack_open(text);
 }
 
-/* Writes one option into the job. The last one wins where an option holds one value. */
-static void apply(job *j, option_id id, const char *value)
+/* info looks at all weights of a model; a run is judged by what its stages should be. */
+static void read_check(job *j, const option *o, const char *text)
 {
-    const char *name = options[id].name;
-    switch (id) {
-    case O_MODEL: j->model = value; break;
-    case O_IMAGE: read_pictures(j, name, value, false); break;
-    case O_END: read_pictures(j, name, value, true); break;
-    case O_LATENTS: j->latents = value; break;
-    case O_OUTPUT: j->out = value; break;
-    case O_SIZE: read_size(j, value); break;
-    case O_RESOLUTION: j->resolution = read_whole(name, value, 16, 8192); break;
-    case O_FRAMES: j->frames = read_whole(name, value, 1, 1000000); break;
-    case O_LONG: j->long_clip = true; break;
-    case O_CAMERA: j->camera = cameras[read_word(name, value, cameras, CAMERAS)]; break;
-    case O_MOTION: j->motion = motions[read_word(name, value, motions, MOTIONS)]; break;
-    case O_STEPS: j->steps = read_whole(name, value, 1, 1000000); break;
-    case O_CFG: j->cfg = read_real(name, value); break;
-    case O_SEED: j->seed = read_seed(value); break;
-    case O_RNG: read_rng(j, value); break;
-    case O_FP8: read_fp8(j, value); break;
-    case O_TILING: read_tiling(j, value); break;
-    case O_SCHEDULER: j->scheduler = (sched_type)read_word(name, value, sched_names, SCHEDULERS); break;
-    case O_LORA: read_lora(j, value); break;
-    case O_TEACACHE: read_triple(name, value, &j->tea_threshold, &j->tea_start, &j->tea_end); break;
-    case O_ENHANCE:
-        read_triple(name, value, &j->enhance_weight, &j->enhance_start, &j->enhance_end);
-        j->enhance_start = j->enhance_start > 0 ? j->enhance_start : 0;     /* as the public code takes them */
-        j->enhance_end = j->enhance_end > 0 ? j->enhance_end : 0;
-        j->enhance = true;
-        break;
-    case O_CHECKPOINT: j->checkpoint = value; break;
-    case O_PROGRESS: j->progress = value; break;
-    case O_PREVIEW: j->preview = value; break;
-    case O_DRY_RUN: j->dry_run = true; break;
-    case O_KEEP: j->keep_colour = true; break;
-    case O_KEY:
-        if (!frames_parse(value, &j->key_first, &j->key_last))
-            die(BAD_INPUT, "--key: got %s, expected frames as in -5.., 8..12 or 7", value);
-        j->key = true;
-        break;
-    case O_TIMES: j->times = read_whole(name, value, 1, 1000); break;
-    case O_START: read_pictures(j, name, value, false); break;
-    case O_LOG: j->log = value; break;
-    case O_DUMP: hooks_of(j)->dump_dir = value; break;
-    case O_FILTER: add_filter(j, value); break;
-    case O_INJECT: add_injection(j, value); break;
-    case O_STOP: hooks_of(j)->stop_after = value; break;
-    case O_CHECK:
-        j->check = j->command == INFO;
-        if (j->check)
-            j->model = value;
-        else
-            hooks_of(j)->truth = pack_open(value);
-        break;
-    case O_UNKNOWN: j->allow_unknown = true; break;
-    case O_CLASS: j->class = value; break;
-    case O_JSON: j->json = true; break;
-    case O_QUIET: j->quiet = true; break;
-    case O_VERBOSE: j->verbose = true; break;
-    default: break;
+    j->check = j->command == INFO;
+    if (j->check)
+        read_text(j, o, text);
+    else
+        hooks_of(j)->truth = pack_open(text);
+}
+
+/* ---------------------------------------------------------------- options: the tables
+ *
+ * One row says all of a command, and one all of an option: parsing, limits, --help, spelling advice and a run's identity
+ * come from them.
+ */
+
+/* In the order of `command`; --help and --version, its last two, are options. least, most: words beside the options. */
+static const struct {
+    const char *name; void (*run)(job *); int least, most; const char *usage, *help;
+} command_rows[] = {
+    { "generate", command_generate, 0, 0, "-m MODEL -i START.ppm [-e END.ppm] -o OUT", "animate" },
+    { "extend", command_extend, 1, INT_MAX, "CLIP -m MODEL -o OUT [--times N]", "go on with a clip" },
+    { "measure", command_measure, 1, INT_MAX, "CLIP [--start A.ppm] [--end B.ppm] [--json]",
+      "camera, motion, colours in numbers" },
+    { "encode", command_encode, 0, 0, "-m MODEL -i FRAME.ppm ... -o LATENTS.safetensors", "pictures to latents" },
+    { "decode", command_decode, 0, 0, "-m MODEL -l LATENTS.safetensors -o OUT", "latents to frames" },
+    { "clip", command_clip, 0, 0, "-m MODEL -i PICTURE.ppm -o TOKENS.safetensors", "what the image tower sees" },
+    { "info", command_info, 0, 1, "MODEL | FILE.safetensors", "what is in it, what a run needs" },
+    { "compare", command_compare, 2, 2, "GOLDEN[:GLOB] MINE", "tensor by tensor: files or folders" },
+    { "check", command_check, 1, INT_MAX, "CASE ...", "stage by stage, each from the case's inputs" },
+    { "bench", command_bench, 0, INT_MAX, "[CASE ...]", "time of the kernels on this machine" },
+};
+enum { COMMANDS = sizeof command_rows / sizeof *command_rows };
+
+#define FOR(command) (1u << (command))
+#define RUNS (FOR(GENERATE) | FOR(ENCODE) | FOR(DECODE) | FOR(CLIP))
+#define PICTURES (RUNS | FOR(INFO) | FOR(BENCH))
+#define MODELS (PICTURES | FOR(EXTEND))
+#define WRITES (RUNS | FOR(EXTEND))
+#define JUDGES (FOR(COMPARE) | FOR(CHECK))
+#define NEW (FOR(GENERATE) | FOR(INFO))         /* info plans the clip that generate would make */
+#define CLIPS (NEW | FOR(EXTEND))
+#define NEUTRAL (1u << 31)      /* not in a checkpoint's identity: no byte depends on it, or on its name alone */
+
+#define SET(reader, field) .take = (reader), .at = offsetof(job, field)
+#define TEXT(field) SET(read_text, field)
+#define FLAG(field) SET(read_flag, field)
+#define WHOLE(field) SET(read_whole, field)
+#define HOOK(field) .take = read_hook, .at = offsetof(hooks, field)
+#define WORDS(list) .words = (list), .count = sizeof (list) / sizeof *(list)
+static const option options[] = {
+    { "model", 'm', "FOLDER", MODELS | NEUTRAL, TEXT(model), "the model, a folder in the Hugging Face layout" },
+    { "image", 'i', "FILE[:FRAMES]", PICTURES | NEUTRAL, SET(read_pictures, start),
+      "start pictures (0 to 5), encode: frames; PPM or Y4M; clip.y4m:-5.. takes some; repeatable" },
+    { "end", 'e', "FILE[:FRAMES]", CLIPS | FOR(MEASURE) | NEUTRAL, SET(read_pictures, end),
+      "end pictures (0 to 5), in order; repeatable" },
+    { "latents", 'l', "FILE", FOR(DECODE) | NEUTRAL, TEXT(latents), "latents as encode writes them" },
+    { "output", 'o', "NAME", WRITES | NEUTRAL, TEXT(out),
+      "NAME.y4m, NAME-%%04d.ppm, - for Y4M to standard output; or NAME.safetensors" },
+    { "size", 0, "WxH", NEW, SET(read_size, width), "size of the clip, multiples of 16" },
+    { "resolution", 0, "R", NEW, WHOLE(resolution),
+      "or about R x R pixels in the first picture's aspect", "512", 16, 8192 },
+    { "frames", 0, "N", CLIPS, WHOLE(frames),
+      "1 to 120, rounded down to whole slices; 24 make a second", "120", 1, 1000000 },
+    { "long", 0, NULL, CLIPS, FLAG(long_clip), "allow more than 120 frames" },
+    { "camera", 0, "WORD", CLIPS, SET(read_word, camera), "%s", "auto", WORDS(cameras) },
+    { "motion", 0, "WORD", CLIPS, SET(read_word, motion), "%s", "auto", WORDS(motions) },
+    { "steps", 0, "N", CLIPS, WHOLE(steps), "denoising steps", "25", 1, 1000000 },
+    { "cfg", 0, "X", CLIPS, SET(read_real, cfg), "guidance; 1 and less: off, half the time", "7.0" },
+    { "seed", 0, "N", CLIPS, SET(read_seed, seed), "random seed", "42" },
+    { "rng", 0, "DEVICE", CLIPS, SET(read_rng, rng),
+      "torch's noise there: cpu, or a GPU, cuda:SMSxTHREADS[:f32|bf16] (cpu; bf16)" },
+    { "scheduler", 0, "WORD", CLIPS, SET(read_scheduler, scheduler), "%s", "ddim", WORDS(sched_names) },
+    { "lora", 0, "FILE[:WEIGHT]", CLIPS | NEUTRAL, SET(read_lora, loras),
+      "low-rank updates of the transformer; repeatable" },
+    { "fp8", 0, "MODE[:e4m3|e5m2]", CLIPS, SET(read_fp8, fp8),
+      "weights of the transformer rounded to FP8: %s (e4m3)", WORDS(fp8_words) },
+    { "teacache", 0, "T[,START,END]", CLIPS, SET(read_calls, tea_threshold),
+      "reuse calls that change less than T (0.1,3,1)" },
+    { "enhance-a-video", 0, "W[,START,END]", CLIPS, SET(read_calls, enhance_weight),
+      "strengthen attention between frames (1,0,0)" },
+    { "vae-tiling", 0, "WHERE[,SIZE[,OVERLAP]]", CLIPS | FOR(ENCODE) | FOR(DECODE), SET(read_tiling, tiling),
+      "%s; tiles of SIZE pixels that share a part (the model's)", WORDS(tiling_words) },
+    { "checkpoint", 0, "FILE", FOR(GENERATE) | NEUTRAL, TEXT(checkpoint),
+      "keep what is computed there; the same command goes on" },
+    { "progress", 0, "FILE", WRITES | NEUTRAL, TEXT(progress),
+      "one JSON object a line there, added as the run goes on" },
+    { "preview", 0, "FILE.ppm", FOR(GENERATE) | NEUTRAL, TEXT(preview), "after each step the middle frame, roughly" },
+    { "dry-run", 0, NULL, WRITES | NEUTRAL, FLAG(dry_run), "memory, disk and time of the run, and no more" },
+    { "keep-colour", 0, NULL, NEW, FLAG(keep_colour), "hold the background's colours to the start picture's" },
+    { "key", 0, "FRAMES", FOR(EXTEND), SET(read_key, key),
+      "go on from these frames, as in -5..; without it the best are chosen" },
+    { "times", 0, "N", FOR(EXTEND), WHOLE(times), "go on so often", "1", 1, 1000 },
+    { "start", 0, "FILE[:FRAME]", FOR(MEASURE), SET(read_pictures, start), "the start picture, for likeness" },
+    { "log", 0, "FILE", FOR(MEASURE), TEXT(log), "the standard error of the run that made the clip, for its cost" },
+    { "dump", 0, "FOLDER", RUNS | FOR(INFO), HOOK(dump_dir), "write every stage as FOLDER/NAME.safetensors" },
+    { "dump-filter", 0, "GLOB", RUNS, SET(read_filter, filters), "only stages whose name matches; repeatable" },
+    { "inject", 0, "PATH[:GLOB]", RUNS, SET(read_injection, injections),
+      "stages are taken from a file or folder, not computed; repeatable" },
+    { "stop-after", 0, "STAGE", RUNS, HOOK(stop_after), "end there, and compute only what it needs" },
+    { "check", 0, "PATH[:GLOB]", RUNS | FOR(INFO), SET(read_check, model),
+      "compare every stage with one there, made from inputs there; info: look at every weight of PATH" },
+    { "allow-unknown", 0, NULL, MODELS | NEUTRAL, FLAG(allow_unknown),
+      "ignore tensors that the configuration has no place for" },
+    { "class", 0, "WORD", RUNS | JUDGES, TEXT(class), "limits of fp64 fp32 fp16 bf16 (this build's)" },
+    { "json", 0, NULL, RUNS | JUDGES | FOR(MEASURE), FLAG(json), "one JSON document instead of lines" },
+    { "quiet", 'q', NULL, WRITES | NEUTRAL, FLAG(quiet), "no progress" },
+    { "verbose", 'v', NULL, WRITES | FOR(INFO) | JUDGES | NEUTRAL, FLAG(verbose), "more: memory, every tensor" },
+    { "help", 'h', NULL, FOR(HELP), .help = "this text" },
+    { "version", 0, NULL, FOR(VERSION), .help = "the version" },
+};
+enum { OPTIONS = sizeof options / sizeof *options };
+
+/* Usage on standard output: the tables, and examples that run in this repository as they stand. */
+static void print_help(void)
+{
+    printf("ruyi %s - pictures to a 24 fps clip, in plain C (%s)\n\n", RUYI_VERSION,
+           sizeof(real) == sizeof(float) ? "float32" : "float64");
+    for (int i = 0; i < COMMANDS; i++)
+        printf("  ruyi %-7s %-*s  %s\n", i == GENERATE ? "[generate]" : command_rows[i].name, i == GENERATE ? 45 : 48,
+               command_rows[i].usage, command_rows[i].help);
+    printf("\nOptions\n");
+    for (const option *o = options; o < options + OPTIONS; o++) {
+        const char letter[] = { '-', o->letter, ',', 0 };
+        char words[REASON];
+        printf("  %-4s--%s %-*s ", o->letter ? letter : "", o->name, 33 - (int)strlen(o->name),
+               o->value ? o->value : "");
+        printf(o->help, list_words(words, o->words, o->count));
+        printf(o->initial ? " (%s)%s" : "%s%s", o->initial ? o->initial : "", "\n");
     }
+    printf("\nExamples\n"
+           "  ruyi -m weights/ruyi-tiny -i weights/start/meadow.ppm --size 128x128 --frames 24 --camera left "
+           "-o out.y4m\n"
+           "  ruyi -m weights/ruyi-tiny -i weights/start/pan-start.ppm -e weights/start/pan-end.ppm --size 128x128 "
+           "--frames 24 -o pan-%%04d.ppm\n"
+           "  ruyi -m weights/ruyi-tiny -i weights/start/village.ppm --size 128x128 --frames 24 -o - "
+           "| ffmpeg -i - village.mp4\n"
+           "  ruyi extend out.y4m -m weights/ruyi-tiny --frames 24 --camera left --times 3 -o story.y4m\n"
+           "  ruyi measure story.y4m --start weights/start/meadow.ppm\n"
+           "  ruyi info weights/ruyi-tiny --size 128x128 --frames 24\n\n"
+           "GPUs for --rng: RTX 4090 cuda:128x1536, RTX 3090 cuda:82x1536, A100 cuda:108x2048, H100 cuda:132x2048\n"
+           "Threads: OMP_NUM_THREADS. Exit codes: 0 done, 1 a comparison differs, 2 bad input or usage, "
+           "3 system error.\n");
 }
 
 /* ---------------------------------------------------------------- options: the command line
  *
  * Options and words may stand in any order; --name VALUE and --name=VALUE are the same, -x VALUE is the short form. A
- * word that begins with - is an option, but - alone is not: it is standard input or output. split() finds options and
- * words, find_command() the command, then apply() reads one value after another: pictures are opened here, in their
- * order.
+ * word that begins with - is an option, but - alone is not: it is standard input or output. All are looked at twice: for
+ * the words, the first of which is the command; then for the options' readers, which take one value after another.
+ * Pictures are opened here, in their order. check_options() is the one place for what must not stand side by side.
  */
 
 /* The option that a word like --name, --name=value or -x stands for; dies with the nearest. */
-static option_id find_option(const char *word)
+static const option *find_option(const char *word)
 {
     const char *names[OPTIONS], *equals = strchr(word, '=');
     size_t length = equals ? (size_t)(equals - word) : strlen(word);
@@ -3894,85 +3882,107 @@ static option_id find_option(const char *word)
         bool same = word[1] == '-' ? strlen(names[i]) == length - 2 && !strncmp(names[i], word + 2, length - 2)
                                    : word[1] == options[i].letter && length == 2;
         if (same)
-            return (option_id)i;
+            return &options[i];
     }
     die(BAD_INPUT, "%s: no such option; did you mean --%s? (ruyi --help lists all)", word,
         nearest_word(word + 1 + (word[1] == '-'), names, OPTIONS));
 }
 
-/* As found on the command line, before its value is read. */
-typedef struct { option_id id; const char *value; } given_option;
-
-/* Splits the command line: options in any order, then what is left. Returns the number of options. */
-static int split(int argc, char **argv, given_option *list, const char **rest, int *nrest)
+/* The option at argv[*i], and its value, "" for a flag; NULL: a word. Goes on to the last word that it takes. */
+static const option *next_option(int argc, char **argv, int *i, const char **value)
 {
-    int n = 0;
-    for (int i = 1; i < argc; i++) {
-        if (argv[i][0] != '-' || !argv[i][1]) {
-            rest[(*nrest)++] = argv[i];
-            continue;
-        }
-        given_option o = { find_option(argv[i]), strchr(argv[i], '=') };
-        o.value = o.value && argv[i][1] == '-' ? o.value + 1 : NULL;
-        if (options[o.id].value && !o.value) {
-            if (i + 1 == argc)
-                die(BAD_INPUT, "%s: expected %s after it", argv[i], options[o.id].value);
-            o.value = argv[++i];
-        } else if (!options[o.id].value && o.value) {
-            die(BAD_INPUT, "%s: takes no value", argv[i]);
-        }
-        list[n++] = o;
-    }
-    return n;
+    const char *word = argv[*i], *equals = word[1] == '-' ? strchr(word, '=') : NULL;
+    if (word[0] != '-' || !word[1])
+        return NULL;
+    const option *o = find_option(word);
+    if (!o->value && equals)
+        die(BAD_INPUT, "%s: takes no value", word);
+    if (o->value && !equals && *i + 1 == argc)
+        die(BAD_INPUT, "%s: expected %s after it", word, o->value);
+    *value = equals ? equals + 1 : o->value ? argv[++*i] : "";
+    return o;
 }
 
-/* The first word beside the options is the command; without one it is generate. */
-static command find_command(const char **rest, int nrest)
+/* The first word beside the options is the command; without one it is generate. The rest are the command's. */
+static void find_command(job *j, const char **rest, int nrest)
 {
-    int place = nrest ? place_of(rest[0], command_names, COMMANDS) : GENERATE;
+    const char *names[COMMANDS];
+    for (int i = 0; i < COMMANDS; i++)
+        names[i] = command_rows[i].name;
+    int place = nrest ? place_of(rest[0], names, COMMANDS) : GENERATE;
     if (place < 0)
         die(BAD_INPUT, "%s: no such command; did you mean %s? (pictures are given with -i; ruyi --help)", rest[0],
-            nearest_word(rest[0], command_names, COMMANDS));
-    return (command)place;
+            nearest_word(rest[0], names, COMMANDS));
+    j->command = (command)place;
+    j->files = rest + (nrest > 0);
+    j->nfiles = nrest - (nrest > 0);
+    if (j->nfiles > command_rows[place].most)
+        die(BAD_INPUT, "%s: got one word too many for %s; pictures are given with -i, the output with -o",
+            j->files[command_rows[place].most], names[place]);
+    if (j->nfiles < command_rows[place].least)
+        die(BAD_INPUT, "%s: got too few words, expected ruyi %s %s", names[place], names[place],
+            command_rows[place].usage);
 }
 
-/* The whole command line into the job. --help and --version win over all mistakes beside them. Options are applied
- * after the command is known, because it says how many pictures there may be. */
-static void read_options(job *j, int argc, char **argv)
+/* Whether the options go together, and are enough; what a model says to them comes later. A run without -o is fine where
+ * somebody looks into it: for its dumps or its verdict alone. */
+static void check_options(const job *j)
 {
-    given_option *list = allocate((size_t)argc, sizeof *list);
-    const char **rest = allocate((size_t)argc, sizeof *rest);
-    int nrest = 0, n = split(argc, argv, list, rest, &nrest), skip = nrest > 0, room;
-    for (int i = 0; i < n; i++)
-        if (list[i].id == O_HELP || list[i].id == O_VERSION) {
-            j->command = list[i].id == O_HELP ? HELP : VERSION;
-            return;
-        }
-    j->command = argc == 1 ? HELP : find_command(rest, nrest);
-    room = j->command == COMPARE ? 2 : j->command == INFO ? 1 : FOR(j->command) & MANY ? INT_MAX : 0;
-    if (nrest - skip > room)
-        die(BAD_INPUT, "%s: got one word too many for %s; pictures are given with -i, the output with -o",
-            rest[skip + room], j->command == HELP ? "help" : command_names[j->command]);
-    j->files = rest + skip;
-    j->nfiles = nrest - skip;
-    for (int i = 0; i < n; i++) {
-        if (!(options[list[i].id].commands & FOR(j->command)))
-            die(BAD_INPUT, "--%s: not an option of %s; ruyi --help lists them", options[list[i].id].name,
-                command_names[j->command]);
-        apply(j, list[i].id, list[i].value);
-        if (!(options[list[i].id].commands & NEUTRAL)) {
-            const char *value = list[i].value ? list[i].value : "", *name = options[list[i].id].name;
-            j->options = hash_bytes(hash_bytes(j->options, name, strlen(name)), value, strlen(value));
-        }
-    }
+    const hooks none = { 0 }, *h = j->hooks ? j->hooks : &none;
+    bool looked_at = h->dump_dir || h->truth;
     if (j->frames > 120 && !j->long_clip)
-        die(BAD_INPUT, "--frames: got %lld, expected 1 to 120; --long allows more", (long long)j->frames);
-    if (j->hooks && j->hooks->nfilters && !j->hooks->dump_dir)
+        die(BAD_INPUT, "--frames: got %lld, expected 1 to 120; --long allows more", ll(j->frames));
+    if (h->nfilters && !h->dump_dir)
         die(BAD_INPUT, "--dump-filter: got no --dump, expected a folder to write to; give --dump FOLDER");
     if (j->hooks && j->checkpoint)
-        die(BAD_INPUT, "--checkpoint: got --dump, --inject, --stop-after or --check beside it, expected none: a run that goes "
-            "on does not come by its first stages again");
-    free(list);
+        die(BAD_INPUT, "--checkpoint: got --dump, --inject, --stop-after or --check beside it, expected none: a run "
+            "that goes on does not come by its first stages again");
+    if (h->stop_after && (!looked_at || j->out))
+        die(BAD_INPUT, "--stop-after: got %s, expected --dump or --check and no -o, since there will be no frames",
+            j->out ? "-o" : "neither --dump nor --check");
+    if (h->ngiven && j->tea_threshold != 0)
+        die(BAD_INPUT, "--inject: not together with --teacache, which decides by every stage; leave one out");
+    if (!looked_at && WRITES & FOR(j->command))
+        need(j->out, "--output", j->command == ENCODE || j->command == CLIP ? "-o NAME.safetensors" :
+             "-o NAME.y4m, -o NAME-%04d.ppm or -o - (Y4M to standard output)");
+    if ((j->command == ENCODE || j->command == CLIP) && !j->starts)
+        die(BAD_INPUT, "--image: got no picture, expected at least one; give it with -i");
+    if (j->command == GENERATE && j->keep_colour && !j->starts)
+        die(BAD_INPUT, "--keep-colour: got no start picture, expected one to take the colours from; give it with -i");
+    if (j->key && j->times > 1 && (j->key_first >= 0 || j->key_last >= 0))
+        die(BAD_INPUT, "--key: got places from the start, expected some from the end with --times, as in -5..");
+}
+
+/* The whole command line into the job. --help and --version win over all mistakes beside them. Values are read after the
+ * command is known, because it says how many pictures there may be. Options that decide the result enter the job's hash,
+ * by which a checkpoint knows its run. */
+static void read_options(job *j, int argc, char **argv)
+{
+    const char **rest = allocate((size_t)argc, sizeof *rest), *value;
+    const option *o;
+    int nrest = 0;
+    j->command = argc == 1 ? HELP : GENERATE;
+    for (int i = 1; i < argc; i++)
+        if (!(o = next_option(argc, argv, &i, &value)))
+            rest[nrest++] = argv[i];
+        else if (!o->take && j->command == GENERATE)
+            j->command = o->commands == FOR(HELP) ? HELP : VERSION;
+    if (j->command != GENERATE)
+        return;
+    find_command(j, rest, nrest);
+    for (o = options; o < options + OPTIONS; o++)
+        if (o->initial)
+            o->take(j, o, o->initial);
+    for (int i = 1; i < argc; i++) {
+        if (!(o = next_option(argc, argv, &i, &value)))
+            continue;
+        if (!(o->commands & FOR(j->command)))
+            die(BAD_INPUT, "--%s: not an option of %s; ruyi --help lists them", o->name, command_rows[j->command].name);
+        o->take(j, o, value);
+        if (!(o->commands & NEUTRAL))
+            j->options = hash_bytes(hash_bytes(j->options, o->name, strlen(o->name)), value, strlen(value));
+    }
+    check_options(j);
 }
 
 /* ---------------------------------------------------------------- main
@@ -3995,7 +4005,8 @@ static void on_signal(int signal_number)
 /* A mapped file was cut short. */
 static void on_bus(int signal_number, siginfo_t *about, void *context)
 {
-    (void)signal_number, (void)context;
+    (void)signal_number;
+    (void)context;
     mapping_lost(about->si_addr);
 }
 
@@ -4019,34 +4030,22 @@ static void catch_signals(void)
 static void hold_descriptors(void)
 {
     for (int fd = 0; fd < 3; fd++)
-        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_RDONLY : O_WRONLY) != fd) _exit(SYSTEM_ERROR);
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_RDONLY : O_WRONLY) != fd)
+            _exit(SYSTEM_ERROR);
 }
 
 /* One command line, from options to exit code; ruyi.h has the codes. Standard output is flushed here, so that a full
  * disk is an error and not a short listing. */
 static int run_program(job *j, int argc, char **argv)
 {
-    *j = (job){ .resolution = 512, .frames = 120, .steps = 25, .camera = "auto", .motion = "auto", .cfg = 7, .seed = 42,
-                .scheduler = DDIM, .times = 1, .tea_start = 3, .tea_end = 1 };
+    *j = (job){ .tea_start = 3, .tea_end = 1 };
     read_options(j, argc, argv);
-    switch (j->command) {
-    case GENERATE: command_generate(j); break;
-    case EXTEND: command_extend(j); break;
-    case MEASURE: command_measure(j); break;
-    case ENCODE: command_encode(j); break;
-    case DECODE: command_decode(j); break;
-    case CLIP: command_clip(j); break;
-    case INFO: command_info(j); break;
-    case CHECK: command_check(j); break;
-    case COMPARE:
-        if (j->nfiles != 2)
-            die(BAD_INPUT, "compare: expected two files or folders: ruyi compare GOLDEN MINE");
-        j->code = compare(j->files[0], j->files[1], j->class, j->verbose, j->json);
-        break;
-    case BENCH: command_bench(j); break;
-    case HELP: print_help(); break;
-    case VERSION: printf("ruyi %s\n", RUYI_VERSION); break;
-    }
+    if (j->command == HELP)
+        print_help();
+    else if (j->command == VERSION)
+        printf("ruyi %s\n", RUYI_VERSION);
+    else
+        command_rows[j->command].run(j);
     if (fflush(stdout) || ferror(stdout))
         die(SYSTEM_ERROR, "standard output: %s", strerror(errno));
     return j->code;

@@ -787,7 +787,7 @@ static void test_plan(void)
     CHECK(a.peak == p.bytes, "the plan says %zu bytes, the run took %zu", p.bytes, a.peak);
     for (int i = 0; i < WORKS; i++)
         CHECK(a.work[i] == p.work[i] && p.work[i] > 0, "the plan says %g operations, the run took %g", p.work[i], a.work[i]);
-    CHECK(p.out.frames == 16 && p.out.w == 64 && p.out.h == 48, "planned size");
+    CHECK(p.out.clip.frames == 16 && p.out.clip.w == 64 && p.out.clip.h == 48, "planned size");
     arena_free(&a);
 }
 
