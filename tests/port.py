@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A DiT block and a VAE residual block in NumPy, written from README.md's section 8 alone.
+"""A DiT block and a VAE residual block in NumPy, written from README.md's section 6 alone.
 
 Made from what the golden cases store, and written in F64 under the stages' names, to be judged by `ruyi compare`:
 

@@ -30,7 +30,8 @@ fail() { failed=$((failed + 1)); echo "FAILED README.md:$*"; }
 # What a fresh machine may lack.
 python_has() { "${PYTHON:-python3}" -c "import $1" >/dev/null 2>&1; }
 things=
-for thing in ffmpeg parallel sbatch; do command -v $thing >/dev/null && things="$things $thing"; done
+for thing in ffmpeg parallel; do command -v $thing >/dev/null && things="$things $thing"; done
+command -v sbatch >/dev/null && things="$things Slurm"
 python_has numpy && python_has safetensors && things="$things NumPy"
 python_has torch && things="$things PyTorch"
 [ -n "$FOLDER" ] && [ -d "$FOLDER" ] && things="$things FOLDER"
@@ -47,7 +48,10 @@ awk -v things="$things " -v out="$out" '
         if (match(command, /# exit [0-9]+/)) argument = substr(command, RSTART + 7, RLENGTH - 7)
         if (match(command, /# needs [^\n:]*/)) {
             n = split(substr(command, RSTART + 8, RLENGTH - 8), need, /[ ,]+/)
-            for (i = 1; i <= n; i++) if (index(things, " " need[i] " ") == 0) { kind = "needs"; argument = need[i] }
+            for (i = 1; i <= n; i++) {
+                if (index(" ffmpeg parallel Slurm NumPy PyTorch FOLDER ", " " need[i] " ") == 0) print line ": no such need: " need[i] >(out "/faults")
+                if (index(things, " " need[i] " ") == 0) { kind = "needs"; argument = need[i] }
+            }
         }
         if (match(command, /# takes [^\n]*/)) { kind = "takes"; argument = command; gsub(/\n/, " ", argument) }
         if (kind == "run") printf "{ %s\n} >%s/%03d 2>&1\necho $? >%s/%03d.code\n", command, out, number, out, number >(out "/script")
@@ -81,9 +85,10 @@ sh "$out/script" </dev/null
 same() {
     awk -v wanted="$1" '
         function mask(s) {
-            gsub(/[0-9][0-9.:]* s([^a-z]|$)/, "N s ", s); gsub(/"seconds[a-z_]*":[0-9.]+/, "seconds", s); gsub(/"peak_memory":[0-9]+/, "peak", s)
+            gsub(/about [0-9.:]+( s)? on [0-9]+ threads?/, "about N", s); gsub(/[0-9][0-9.:]* s([^a-z]|$)/, "N s ", s)
+            gsub(/"seconds[a-z_]*":[0-9.]+/, "seconds", s); gsub(/"peak_memory":[0-9]+/, "peak", s)
             gsub(/"percent":[0-9.]+/, "percent", s); gsub(/run +[0-9]+ %/, "run N %", s); gsub(/peak +[0-9.]+ [MG]B/, "peak", s)
-            gsub(/[0-9.]+ [MG]B free/, "N free", s); gsub(/about [0-9.:]+( s)? on [0-9]+ threads?/, "about N", s)
+            gsub(/[0-9.]+ [MG]B free/, "N free", s)
             gsub(/[0-9][0-9]*:[0-9][0-9]:[0-9][0-9]/, "N s", s); gsub(/[0-9.]+ MB of activations/, "N MB", s); gsub(/ +/, " ", s); sub(/ $/, "", s)
             return s
         }

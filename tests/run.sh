@@ -41,6 +41,7 @@ part "killed and continued" tests/resume.sh ./ruyi
 part "many at once" tests/many.sh ./ruyi
 part "controls of compare" build/controls ./ruyi
 part "port in NumPy" tests/port.sh ./ruyi
+part "README" tests/readme.sh
 part "identity" tests/identity.sh ./ruyi
 echo "$passed passed, $failed failed$([ "$skipped" -gt 0 ] && echo ", $skipped skipped")"
 [ "$failed" -eq 0 ]
