@@ -2570,10 +2570,8 @@ static void open_hooks(const job *j)
     hooks *h = j->hooks;
     if (h && h->dump_dir)
         dump_check(h->dump_dir);
-    if (h && h->truth) {
+    if (h && h->truth)
         h->judge = judge_new(j->class, j->verbose, j->json);
-        h->judged = allocate((size_t)h->truth->count, sizeof *h->judged);
-    }
 }
 
 /* The progress of a run that begins now, and its first line. */

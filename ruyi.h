@@ -156,14 +156,16 @@ typedef struct {
     int64_t *dim;
     const unsigned char *data;
     uint64_t count, bytes, begin;   /* elements, bytes, and offset of the first byte in the file's data */
+    const struct safetensors *file; /* that it is of; NULL: of none */
 } st_tensor;
-typedef struct {
+typedef struct safetensors {
     char *path;
     const unsigned char *map;   /* the file's bytes, mapped or given */
     size_t size;
-    json metadata;              /* an object of strings, or absent */
+    json metadata;              /* an object of strings, null, or absent */
     st_tensor *tensors;         /* in the order of the file's data */
     const st_tensor **by_name;  /* the same, sorted by name */
+    bool *used;                 /* [count] marks of who reads it (weights, check) */
     int64_t count;
 } safetensors;
 bool safetensors_parse(const unsigned char *bytes, size_t size, safetensors *out, char reason[REASON]);
@@ -183,8 +185,7 @@ typedef struct {
     char *folder, *stem;
     safetensors **files;
     int nfiles;
-    bool **used;                /* [file][tensor]: has been bound */
-    const safetensors *const *loras; const double *lora_scales; int nloras; bool **lora_used;
+    const safetensors *const *loras; const double *lora_scales; int nloras;
     dtype fp8; uint64_t fp8_least;  /* --fp8: the type, and the elements from which on a matrix gets it; 0: off */
     const char *const *fp8_kept;    /* globs of layers that stay as they are, up to NULL */
     int64_t fp8_layers;         /* rounded so far */
@@ -198,12 +199,13 @@ void weights_add_loras(weights *w, const safetensors *const *files, const double
 void weights_set_fp8(weights *w, dtype t, uint64_t least, const char *const *kept);
 bool weights_has(const weights *w, const char *key);
 /* Bound by name, dying where it is missing, misshapen or of no float type. bind_conv: [Cout][Cin][taps] to a copy
- * [Cout][taps][Cin]. The layers: NAME.weight [n][k], [n], or as bind_conv's, and NAME.bias [n]. */
+ * [Cout][taps][Cin]. A layer: NAME.weight of a shape (three dimensions or more: as bind_conv's), and NAME.bias [n]. */
 weight bind(weights *w, shape expected, const char *key, ...) PRINTF(3, 4);
 weight bind_conv(weights *w, shape expected, const char *key, ...) PRINTF(3, 4);
-layer bind_linear(weights *w, int64_t n, int64_t k, const char *name, ...) PRINTF(4, 5);
-layer bind_norm(weights *w, int64_t n, const char *name, ...) PRINTF(3, 4);
-layer bind_convolution(weights *w, shape kernel, const char *name, ...) PRINTF(3, 4);
+layer bind_layer(weights *w, shape expected, const char *name, ...) PRINTF(3, 4);
+#define bind_linear(w, n, k, ...) bind_layer(w, SHAPE(n, k), __VA_ARGS__)   /* torch.nn.Linear(k, n) */
+#define bind_norm(w, n, ...) bind_layer(w, SHAPE(n), __VA_ARGS__)           /* LayerNorm(n), GroupNorm of n channels */
+#define bind_convolution bind_layer                 /* Conv2d, Conv3d: kernel [Cout][Cin][taps...] */
 const st_tensor *weights_nonfinite(const weights *w, int64_t *index);   /* the first with a nan or infinity, or NULL */
 int64_t safetensors_nonfinite(const safetensors *file);     /* tells all of them, a line each; returns how many */
 void weights_ignore(weights *w, const char *glob);  /* known and not read */
@@ -231,15 +233,13 @@ void output_check(const char *path);                /* dies when no file can be 
 void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *planes); /* 4:2:0, full range BT.601 */
 
 /* Comparing. A pack: the tensors of a file, of a folder of files, or of a golden case, in the order of computing. */
-typedef struct { const st_tensor *tensor; const safetensors *file; } pack_entry;
-typedef struct { safetensors **files; int nfiles; pack_entry *entries; int64_t count; } pack;
+typedef struct { safetensors **files; int nfiles; const st_tensor **tensors; int64_t count; } pack;
 pack *pack_open(const char *text);                  /* PATH[:GLOB]; dies: unreadable, or a name twice */
-const pack_entry *pack_find(const pack *p, const char *name);       /* NULL: none */
+const st_tensor *pack_find(const pack *p, const char *name);        /* NULL: none */
 void pack_close(pack *p);
 typedef struct judge judge;                         /* a running comparison */
 judge *judge_new(const char *class, int verbosity, bool as_json);   /* class NULL: this build's; 1: prints all */
-/* from: has the floors; mine NULL: missing. False: another shape. */
-bool judge_pair(judge *j, const st_tensor *golden, const safetensors *from, const st_tensor *mine);
+bool judge_pair(judge *j, const st_tensor *golden, const st_tensor *mine);  /* NULL: missing. False: another shape */
 int judge_end(judge *j, const char *golden, const char *mine, int64_t extra);   /* the verdict; DONE or DIFFERS */
 int compare(const char *golden, const char *mine, const char *class, bool all, bool as_json);  /* an exit code */
 
@@ -253,7 +253,6 @@ typedef struct {
     bool stop_known;            /* the plan came by it */
     const pack *truth;          /* what stages should be (check); NULL: nothing is judged */
     judge *judge;
-    bool *judged;               /* [truth->count] */
 } hooks;
 
 /* What a stage needs besides its inputs. */

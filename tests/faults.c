@@ -124,7 +124,6 @@ static ssize_t try_write(int fd, const void *from, size_t size)
 static int try_fsync(int fd) { return hit(SYNC) ? -1 : fsync(fd); }
 static int try_rename(const char *from, const char *to) { return hit(RENAME) ? -1 : rename(from, to); }
 static int try_fflush(FILE *stream) { return stream != stderr && hit(FLUSH) ? EOF : fflush(stream); }
-static FILE *try_stream(char **text, size_t *size) { return hit(MEMORY) ? NULL : open_memstream(text, size); }
 
 #define calloc(count, size)         try_calloc(count, size)
 #define realloc(at, size)           try_realloc(at, size)
@@ -144,7 +143,6 @@ static FILE *try_stream(char **text, size_t *size) { return hit(MEMORY) ? NULL :
 #define fsync(fd)                   try_fsync(fd)
 #define rename(from, to)            try_rename(from, to)
 #define fflush(stream)              try_fflush(stream)
-#define open_memstream(text, size)  try_stream(text, size)
 
 #include "../io.c"
 #include "../tensor.c"

@@ -132,39 +132,6 @@ static void fake_print(FILE *stream, const char *format, ...)
     if (nprinted > sizeof printed) nprinted = sizeof printed;
 }
 
-/* Streams into memory: the product gets what it may free when it closes them. */
-static struct { FILE *to; char *text; size_t size; char **their_text; } streams[4];
-
-static FILE *fake_stream(char **text, size_t *size)
-{
-    int i = 0;
-    while (i < 4 && streams[i].to) i++;
-    REQUIRE(i < 4, "too many streams");
-    *size = 0;
-    streams[i].their_text = text;
-    return streams[i].to = open_memstream(&streams[i].text, &streams[i].size);
-}
-
-static int fake_flush(FILE *to)
-{
-    int failed = fflush(to);
-    for (int i = 0; i < 4; i++)
-        if (streams[i].to == to) *streams[i].their_text = streams[i].text;
-    return failed;
-}
-
-static unsigned char *exact(const unsigned char *bytes, size_t size);
-static void fake_close_stream(FILE *to, bool keep_text)
-{
-    fclose(to);
-    for (int i = 0; i < 4; i++)
-        if (streams[i].to == to) {
-            if (keep_text) *streams[i].their_text = (char *)exact((unsigned char *)streams[i].text, streams[i].size + 1);
-            free(streams[i].text);
-            streams[i].to = NULL;
-        }
-}
-
 /* Files of a target, by name. A descriptor is FIRST + its place. */
 static struct { const char *name; const unsigned char *bytes; size_t size, at; } files[4];
 enum { FILES = 4, FIRST = 1000 };
@@ -214,9 +181,6 @@ static unsigned char *exact(const unsigned char *bytes, size_t size)
 #define free(at)                    fake_free(at)
 #define fprintf(stream, ...)        fake_print(stream, __VA_ARGS__)
 #define printf(...)                 fake_print(stdout, __VA_ARGS__)
-#define open_memstream(text, size)  fake_stream(text, size)
-#define fflush(stream)              fake_flush(stream)
-#define fclose(stream)              fake_close_stream(stream, true)
 #define madvise(at, size, advice)   fake_advice(at, size, advice)
 #define open(path, ...)             fake_open(path)
 #define stat(path, about)           fake_stat(fake_open(path), about)
@@ -520,13 +484,9 @@ static void feed(int target, const unsigned char *bytes, size_t size)
     REQUIRE(peak <= 200000 + 100 * size, "%zu bytes of memory for %zu bytes", peak, size);
     while (nblocks > 0) fake_free(blocks[end_block - 1].at);
     memset(files, 0, sizeof files);
-    for (int i = 0; i < 4; i++)
-        if (streams[i].to) fake_close_stream(streams[i].to, false);
     unfinished = NULL;
 }
 
-#undef fclose
-#undef fflush
 #undef fprintf
 #undef printf
 #undef open
