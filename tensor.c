@@ -52,8 +52,10 @@ int64_t ruyi_threads(void) { return 1; }
 #endif
 #ifdef __GNUC__
 #define ALWAYS_INLINE inline __attribute__((always_inline))
+#define PREFETCH(address) __builtin_prefetch(address)
 #else
 #define ALWAYS_INLINE inline
+#define PREFETCH(address) (void)(address)
 #endif
 
 enum {
@@ -542,7 +544,7 @@ enum { MR = 6, NV = 2 };
 #include <arm_neon.h>
 #define VECTOR_BYTES 16
 #define VECTOR_FMA(a, b, c) _Generic((real)0, float: vfmaq_f32, double: vfmaq_f64)(c, a, b)
-enum { MR = 8, NV = 3 };
+enum { MR = 12, NV = 2 };
 #else
 enum { MR = 4, NV = 4 };
 #endif
@@ -559,8 +561,8 @@ static inline vec vec_all(real x) { return x; }
 #endif
 static inline vec vec_load(const real *p) { vec v; memcpy(&v, p, sizeof v); return v; }
 
-/* AVX-512: 14 x 2 accumulators of 16 floats, 2 vectors of W, 1 broadcast, of 32 registers. AVX2: 6 x 2 of 16. NEON: 8 x 3
- * of 32. Fewer would leave multiply-adds waiting for each other (4 cycles, two a cycle), more would spill. */
+/* AVX-512: 14 x 2 accumulators of 16 floats, 2 vectors of W, 1 broadcast, of 32 registers. AVX2: 6 x 2 of 16. NEON: 12 x 2
+ * of 32. NR is a power of two. Fewer would leave multiply-adds waiting for each other (4 cycles, two a cycle), more would spill. */
 enum {
     LANES = sizeof(vec) / sizeof(real),
     NR = NV * LANES,            /* outputs in a row of the tile */
@@ -605,42 +607,67 @@ static micro_kernel *micro_for(int64_t rows) { return rows <= LOW ? micro_low : 
  * outputs the threads first pack W together, widened, as [chunk][n / NR][k][NR]; then each takes blocks of rows, walks
  * the chunks, copies MR rows of x beside each other, and runs the tiles.
  */
+typedef struct { int64_t begin, end; } range;   /* of a chunk's k */
 typedef struct product {
     int64_t m, n, k;
     weight w;                   /* [n][k] */
     const real *bias;           /* [n], or NULL */
     real *y;                    /* [m][n] */
-    /* x[row + r][first .. first + count) to out[r * STRIDE], r < rows */
-    void (*copy)(const struct product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out);
+    /* x[row + r][first .. first + count) to out[r * STRIDE], r < rows; returns where not all rows are zeros */
+    range (*copy)(const struct product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out);
     const real *x;
     const struct conv_rows *conv;
 } product;
 
-/* Rows of a task and outputs of a panel at the most: a chunk of the panel, 768 x 256 floats, fits the second-level cache,
- * and is read once for all rows of a task. */
-enum { BLOCK_M = 64 * MR, BLOCK_N = 768 / NR * NR, PANEL = 1 << 22 };     /* PANEL: reals, for the shared cache */
+/* Rows of a task and outputs of a panel at the most: a chunk of the panel, 512 x 256 floats, and a task's outputs stay in
+ * the second-level cache (1 MB) while the task walks the chunks. */
+enum { BLOCK_M = 8 * MR, BLOCK_N = 512, PANEL = 1 << 22 };     /* PANEL: reals, for the shared cache */
 
-/* Scratch of one thread, in reals: copied rows of x, one tile, one widened row of W per lane. */
-enum { ROWS = MR * STRIDE, TILE = MR * NR, PRODUCT_SCRATCH = ROWS + TILE + NR * STRIDE };
+/* Scratch of one thread, in reals: copied rows of x, one tile; widened rows of W, one a lane, and PIECE columns of them
+ * on their way round. */
+enum { ROWS = MR * STRIDE, TILE = MR * NR, PIECE = 64, WIDE = NR * STRIDE, PRODUCT_SCRATCH = ROWS + TILE + WIDE + 2 * NR * PIECE };
 
 /* A group of NR outputs that has only LANES or fewer left is packed and run narrow. */
 static int group_width(int64_t left) { return left <= LANES ? LANES : NR; }
 
-/* W[n0 + i][first + k] to panel[k][i] for i < width; rows beyond n are zero. wide: [NR][STRIDE] scratch. Turned in
- * pieces of a cache line, so that neither side is walked in large steps. */
-static void pack_group(const product *p, int64_t n0, int width, int64_t first, int64_t count, real *panel, real *wide)
+/* out[2 i] = a[i], out[2 i + 1] = b[i]. */
+static void interleave(real *restrict out, const real *restrict a, const real *restrict b, int64_t count)
 {
-    enum { PIECE = 64 / sizeof(real) };
+    for (int64_t i = 0; i < count; i++) {
+        out[2 * i] = a[i];
+        out[2 * i + 1] = b[i];
+    }
+}
+
+/* out[k][i] = rows[i][k], i < width, k < count: a matrix on its side. rows lie `distance` apart; width is a power of two.
+ * Method: halves the rows, interleaving row i of the upper half with row i of the lower, until one is left. Each time a
+ * bit of i, the highest left, moves behind k: [i2 i1 i0 k] [i1 i0 k i2] [i0 k i2 i1] [k i2 i1 i0]. Whole vectors move;
+ * number by number it took three times as long. spare: twice as large as out. */
+static void turn(const real *rows, int64_t distance, int width, int64_t count, real *spare, real *out)
+{
+    int64_t size = width * count;
+    if (width == 1)
+        memcpy(out, rows, (size_t)count * sizeof(real));
+    for (int half = width / 2, odd = 0; half > 0; half /= 2, odd = !odd) {
+        real *to = half == 1 ? out : spare + odd * size;
+        for (int i = 0; i < half; i++)
+            interleave(to + 2 * count * i, rows + i * distance, rows + (i + half) * distance, count);
+        rows = to;
+        distance = count *= 2;
+    }
+}
+
+/* W[n0 + i][first + k] to panel[k][i] for i < width; rows beyond n are zero. scratch: WIDE + 2 NR PIECE. */
+static void pack_group(const product *p, int64_t n0, int width, int64_t first, int64_t count, real *panel, real *scratch)
+{
     for (int i = 0; i < width; i++) {
         if (n0 + i < p->n)
-            weight_row(p->w, n0 + i, first, count, wide + i * STRIDE);
+            weight_row(p->w, n0 + i, first, count, scratch + i * STRIDE);
         else
-            memset(wide + i * STRIDE, 0, (size_t)count * sizeof(real));
+            memset(scratch + i * STRIDE, 0, (size_t)count * sizeof(real));
     }
-    for (int64_t piece = 0; piece < count; piece += PIECE)
-        for (int i = 0; i < width; i++)
-            for (int64_t k = piece; k < smaller(piece + PIECE, count); k++)
-                panel[k * width + i] = wide[i * STRIDE + k];
+    for (int64_t k = 0; k < count; k += PIECE)
+        turn(scratch + k, STRIDE, width, smaller(PIECE, count - k), scratch + WIDE, panel + k * width);
 }
 
 /* Adds a tile to y, whose first chunk begins with the bias. */
@@ -659,6 +686,17 @@ static void add_tile(const product *p, int64_t m, int64_t rows, int64_t n, const
     }
 }
 
+/* Asks the caches for what is needed after a tile: the outputs of rows [m, m + rows) that it is added to, and a row of the
+ * next rows of x, that is row `next` of them. A convolution's are near already. */
+static void product_fetch(const product *p, int64_t m, int64_t rows, int64_t n, int64_t next, int64_t first, int64_t count)
+{
+    for (int64_t r = 0; r < rows; r++)
+        PREFETCH(p->y + (m + r) * p->n + n);
+    if (!p->conv && next < MR && m + MR + next < p->m)
+        for (int64_t k = 0; k < count; k += ALIGNMENT / (int64_t)sizeof(real))
+            PREFETCH(p->x + (m + MR + next) * p->k + first + k);
+}
+
 /* Outputs [m0, m1) x [n0, n1). panel: W of these columns, packed; groups of NR columns lie NR * count apart. */
 static void product_block(const product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, const real *panel, real *scratch)
 {
@@ -670,9 +708,12 @@ static void product_block(const product *p, int64_t m0, int64_t m1, int64_t n0, 
         for (int64_t m = m0; m < m1; m += MR) {                     /* the chunk of the panel stays in the second cache */
             int64_t high = smaller(MR, m1 - m);
             micro_kernel *kernel = micro_for(high);
-            p->copy(p, m, high, first, count, rows);
+            range k = p->copy(p, m, high, first, count, rows);
             for (int64_t n = n0; n < n1; n += NR) {                 /* the rows stay in the first */
-                (group_width(n1 - n) == NR ? kernel : micro_narrow)(count, rows, panel + first * columns + (n - n0) * count, tile);
+                int width = group_width(n1 - n);
+                product_fetch(p, m, high, n, (n - n0) / NR, first, count);
+                (width == NR ? kernel : micro_narrow)(k.end - k.begin, rows + k.begin,
+                                                      panel + first * columns + (n - n0) * count + k.begin * width, tile);
                 add_tile(p, m, high, n, tile, first == 0);
             }
         }
@@ -715,10 +756,11 @@ static void product_run(arena *a, const product *p)
 }
 
 /* Rows of a linear layer's input lie as they are needed. */
-static void linear_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
+static range linear_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
 {
     for (int64_t r = 0; r < rows; r++)
         memcpy(out + r * STRIDE, p->x + (row + r) * p->k + first, (size_t)count * sizeof(real));
+    return (range){ 0, count };
 }
 
 /* y [..., N] = x [..., K] W^T + b; W [N][K] (a 1x1x1 convolution is one too). y must not overlap x. nn.Linear. */
@@ -768,14 +810,13 @@ typedef struct conv_rows {
     conv_spec s;
 } conv_rows;
 
-/* The C numbers at time t of the pixel (y, x), both counted in the enlarged picture and possibly outside of it; NULL
- * where the padding is zero. The one place that knows what the padding modes mean. */
-static const real *conv_pixel(const conv_rows *c, int64_t t, int64_t y, int64_t x)
+/* Line y of the frame at time t, counted in the enlarged picture and possibly outside of it; NULL where the padding is
+ * zero. The one place that knows what the padding modes mean. */
+static const real *conv_line(const conv_rows *c, int64_t t, int64_t y)
 {
-    int64_t h = c->in[1], w = c->in[2], channels = c->in[3];
-    if (y < 0 || y >= h * c->s.up || x < 0 || x >= w * c->s.up)
-        return NULL;
     const real *frames = c->x;
+    if (y < 0 || y >= c->in[1] * c->s.up)
+        return NULL;
     if (c->s.time == PAD_SINGLE || c->s.time == PAD_SLICE) {
         if (t < 0 || t >= c->in[0])
             return NULL;
@@ -785,7 +826,13 @@ static const real *conv_pixel(const conv_rows *c, int64_t t, int64_t y, int64_t 
     } else if (t < 0) {
         t = 0;
     }
-    return frames + ((t * h + y / c->s.up) * w + x / c->s.up) * channels;
+    return frames + (t * c->in[1] + y / c->s.up) * c->in[2] * c->in[3];
+}
+
+/* The C numbers of pixel x of such a line, likewise. */
+static inline const real *conv_pixel(const conv_rows *c, const real *line, int64_t x)
+{
+    return !line || x < 0 || x >= c->in[2] * c->s.up ? NULL : line + (c->s.up == 1 ? x : x / c->s.up) * c->in[3];
 }
 
 /* Frames of padding in front: all in front where it is causal, half where a slice gets zeros on both sides. */
@@ -795,37 +842,41 @@ static int64_t conv_front(const conv_spec *s)
     return both ? (s->kernel[0] - 1) / 2 : s->kernel[0] - 1;
 }
 
-/* The pixel under tap (dt, dy, dx) = (tap / (ky kx), ...) of output (t, y, x). */
-static const real *conv_tap(const conv_rows *c, int64_t t, int64_t y, int64_t x, int64_t tap)
+/* The line under a tap's (dt, dy) of output line (t, y). */
+static const real *conv_tap_line(const conv_rows *c, int64_t t, int64_t y, int64_t dt, int64_t dy)
 {
-    const conv_spec *s = &c->s;
-    int64_t dx = tap % s->kernel[2], dy = tap / s->kernel[2] % s->kernel[1], dt = tap / s->kernel[2] / s->kernel[1];
-    return conv_pixel(c, t * s->stride[0] + dt - conv_front(s), y * s->stride[1] + dy - s->pad,
-                      x * s->stride[2] + dx - s->pad);
+    return conv_line(c, t * c->s.stride[0] + dt - conv_front(&c->s), y * c->s.stride[1] + dy - c->s.pad);
 }
 
-/* k = (tap, channel): a piece of a row is whole pixels and parts of pixels. */
-static void conv_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
+/* k = (tap, channel), tap = (dt, dy, dx): a piece of a row is whole pixels and parts of pixels. */
+static range conv_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
 {
     const conv_rows *c = p->conv;
-    int64_t channels = c->in[3];
-    for (int64_t k = first, n; k < first + count; k += n, out += n) {
-        int64_t tap = k / channels, channel = k % channels;
+    const int64_t *kernel = c->s.kernel, channels = c->in[3], step = c->s.stride[2];
+    range some = { count, 0 };
+    for (int64_t k = 0, n; k < count; k += n) {
+        int64_t tap = (first + k) / channels, channel = (first + k) % channels;
+        int64_t dx = tap % kernel[2] - c->s.pad, dy = tap / kernel[2] % kernel[1], dt = tap / kernel[2] / kernel[1];
         int64_t x = row % c->out[2], y = row / c->out[2] % c->out[1], t = row / c->out[2] / c->out[1];
-        n = smaller(channels - channel, first + count - k);
+        const real *line = conv_tap_line(c, t, y, dt, dy);
+        n = smaller(channels - channel, count - k);
         for (int64_t r = 0; r < rows; r++) {
-            const real *pixel = conv_tap(c, t, y, x, tap);
-            if (pixel)
-                memcpy(out + r * STRIDE, pixel + channel, (size_t)n * sizeof(real));
-            else
-                memset(out + r * STRIDE, 0, (size_t)n * sizeof(real));
+            const real *pixel = conv_pixel(c, line, x * step + dx);
+            if (pixel) {
+                memcpy(out + r * STRIDE + k, pixel + channel, (size_t)n * sizeof(real));
+                some = (range){ smaller(some.begin, k), k + n };
+            } else {
+                memset(out + r * STRIDE + k, 0, (size_t)n * sizeof(real));
+            }
             if (++x == c->out[2]) {             /* the next row is the next pixel */
                 x = 0;
                 if (++y == c->out[1])
                     y = 0, t++;
+                line = conv_tap_line(c, t, y, dt, dy);
             }
         }
     }
+    return some.end ? some : (range){ 0, 0 };
 }
 
 /* Keeps the last two frames of the padded input for the next slice. */
@@ -835,7 +886,7 @@ static void conv_remember(const conv_rows *c)
     conv_rows plain = *c;
     plain.s.up = 1;
     for (int64_t i = 0; i < 2; i++)
-        memmove(c->s.cache->data + i * frame, conv_pixel(&plain, c->in[0] - 2 + i, 0, 0), (size_t)frame * sizeof(real));
+        memmove(c->s.cache->data + i * frame, conv_line(&plain, c->in[0] - 2 + i, 0), (size_t)frame * sizeof(real));
 }
 
 /* y [T'][H'][W'][Cout] from x [T][H][W][Cin] and weight [Cout][taps][Cin]. y must not overlap x. CausalConv3d of the
@@ -1225,13 +1276,13 @@ void head_norm_rotary(arena *a, tensor x, int64_t heads, layer l, double eps, co
 /* In place. SiLU, GELU (tanh form or exact), and CLIP's quick GELU x sigmoid(1.702 x). */
 void activate(tensor x, activation f)
 {
-    enum { PIECE = 4096 };
+    enum { RUN = 4096 };
     int64_t n = x.data ? tensor_count(x) : 0;
     bool large = n > SMALL;
     PARALLEL_FOR_EVEN
-    for (int64_t piece = 0; piece < n; piece += PIECE) {
+    for (int64_t piece = 0; piece < n; piece += RUN) {
         real *p = x.data + piece;
-        int64_t m = smaller(PIECE, n - piece);
+        int64_t m = smaller(RUN, n - piece);
         switch (f) {
         case SILU:       for (int64_t i = 0; i < m; i++) p[i] = silu_one(p[i]); break;
         case GELU_TANH:  for (int64_t i = 0; i < m; i++) p[i] = gelu_tanh_one(p[i]); break;
@@ -1522,7 +1573,9 @@ void conv_plain(real *y, const real *x, const real *w, const real *b, const int6
         for (int64_t first = 0; first < k; first += CHUNK) {
             real sum = 0;
             for (int64_t j = first; j < smaller(first + CHUNK, k); j++) {
-                const real *pixel = conv_tap(&c, row / out[2] / out[1], row / out[2] % out[1], row % out[2], j / in[3]);
+                int64_t tap = j / in[3], dx = tap % s.kernel[2], dy = tap / s.kernel[2] % s.kernel[1], dt = tap / s.kernel[2] / s.kernel[1];
+                const real *line = conv_tap_line(&c, row / out[2] / out[1], row / out[2] % out[1], dt, dy);
+                const real *pixel = conv_pixel(&c, line, row % out[2] * s.stride[2] + dx - s.pad);
                 if (pixel)
                     sum = fma_real(pixel[j % in[3]], w[o * k + j], sum);
             }
