@@ -1151,53 +1151,53 @@ typedef struct {
     const real *x;
     int64_t rows, width, channels, groups;      /* rows: T * H */
     double *sums;                               /* [rows][groups] */
-    double *mean, *scale;                       /* [rows][groups]: means while centring (NULL before), then scales */
 } group_sums;
 
-/* sums[row][g] of the values, or of the centred squares once the means are known. */
-static void group_row(const group_sums *g, int64_t row)
+/* sums[row][g] of x - mean[channel], squared where it is to be: of the values while the means are 0. */
+static void group_row(const group_sums *g, int64_t row, const double *mean, bool square)
 {
+    enum { TOGETHER = 64 };                     /* groups: all of a pixel's numbers while they are in the cache */
     int64_t size = g->channels / g->groups;
-    for (int64_t i = 0; i < g->groups; i++) {
-        sum8 a = { { 0 } };
-        double mean = g->mean ? g->mean[row * g->groups + i] : 0;
-        for (int64_t x = 0, k = 0; x < g->width; x++) {
-            const real *p = g->x + (row * g->width + x) * g->channels + i * size;
-            for (int64_t c = 0; c < size; c++, k++) {
-                double d = (double)p[c] - mean;
-                a.s[k & 7] += g->mean ? d * d : d;
-            }
+    for (int64_t first = 0, count; first < g->groups; first += count) {
+        sum8 a[TOGETHER] = { { { 0 } } };
+        count = smaller(TOGETHER, g->groups - first);
+        for (int64_t x = 0; x < g->width; x++) {
+            const real *p = g->x + (row * g->width + x) * g->channels;
+            for (int64_t i = 0, c = first * size; i < count; i++)
+                for (int64_t k = x * size; k < (x + 1) * size; k++, c++) {
+                    double d = (double)p[c] - mean[c];
+                    a[i].s[k & 7] += square ? d * d : d;
+                }
         }
-        g->sums[row * g->groups + i] = sum8_total(a);
+        for (int64_t i = 0; i < count; i++)
+            g->sums[row * g->groups + first + i] = sum8_total(a[i]);
     }
 }
 
-/* Adds the rows' sums of every `span_rows` consecutive rows in order and gives their mean to each of the rows. One
- * thread: the order of rows is part of the definition, and there are few of them. */
+/* Adds the rows' sums of every `span_rows` consecutive rows in order: means [spans][channels], each channel its group's.
+ * One thread: the order of rows is part of the definition, and there are few of them. */
 static void group_gather(const group_sums *g, int64_t span_rows, double *means)
 {
-    double count = (double)(span_rows * g->width * (g->channels / g->groups));
+    int64_t size = g->channels / g->groups;
     for (int64_t first = 0; first < g->rows; first += span_rows)
         for (int64_t i = 0; i < g->groups; i++) {
             double sum = 0;
             for (int64_t r = first; r < first + span_rows; r++)
                 sum += g->sums[r * g->groups + i];
-            for (int64_t r = first; r < first + span_rows; r++)
-                means[r * g->groups + i] = sum / count;
+            for (int64_t c = i * size; c < (i + 1) * size; c++)
+                means[first / span_rows * g->channels + c] = sum / (double)(span_rows * g->width * size);
         }
 }
 
 /* Normalises one image row, and puts SiLU on it while it is in the cache: a pass over memory less. */
-static void group_apply(const group_sums *g, real *y, int64_t row, const real *w, const real *b, bool silu)
+static void group_apply(const group_sums *g, real *y, int64_t row, const double *mean, const double *scale, const real *w,
+                        const real *b, bool silu)
 {
-    int64_t size = g->channels / g->groups;
-    const double *mean = g->mean + row * g->groups, *scale = g->scale + row * g->groups;
     for (int64_t x = 0; x < g->width; x++) {
         const real *in = g->x + (row * g->width + x) * g->channels;
         real *out = y + (row * g->width + x) * g->channels;
-        for (int64_t i = 0; i < g->groups; i++)
-            for (int64_t c = i * size; c < (i + 1) * size; c++)
-                out[c] = normed(in[c], mean[i], scale[i], (double)w[c], (double)b[c]);
+        for (int64_t c = 0; c < g->channels; c++)
+            out[c] = normed(in[c], mean[c], scale[c], (double)w[c], (double)b[c]);
         if (silu)
             for (int64_t c = 0; c < g->channels; c++)
                 out[c] = silu_one(out[c]);
@@ -1213,28 +1213,27 @@ void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, laye
     if (x.ndim != 4 || g.channels % groups || x.dim[0] % span || tensor_count(x) != tensor_count(y) || weight_count(l.weight) != g.channels)
         die(SYSTEM_ERROR, "internal: group_norm %s: %lld channels in %lld groups", l.weight.key, (long long)g.channels, (long long)groups);
     const real *scale = weight_vector(a, l.weight), *shift = weight_vector(a, l.bias);
-    size_t n = (size_t)(g.rows * groups);
-    g.sums = arena_alloc(a, n, sizeof(double));
-    double *mean = arena_alloc(a, n, sizeof(double));
-    g.scale = arena_alloc(a, n, sizeof(double));
+    int64_t span_rows = span * x.dim[1], n = x.dim[0] / span * g.channels;
+    g.sums = arena_alloc(a, (size_t)(g.rows * groups), sizeof(double));
+    double *mean = arena_alloc(a, (size_t)n, sizeof(double)), *variance = arena_alloc(a, (size_t)n, sizeof(double));
     arena_reset(a, mark);
     if (!x.data)
         return;
     bool large = tensor_count(x) > SMALL;
+    memset(mean, 0, (size_t)n * sizeof(double));
     PARALLEL_FOR_EVEN                           /* first pass: sums of the values, then means */
     for (int64_t row = 0; row < g.rows; row++)
-        group_row(&g, row);
-    group_gather(&g, span * x.dim[1], mean);
-    g.mean = mean;                              /* second pass: sums of centred squares, then 1 / deviation */
+        group_row(&g, row, mean + row / span_rows * g.channels, false);
+    group_gather(&g, span_rows, mean);
+    PARALLEL_FOR_EVEN                           /* second pass: sums of centred squares, then 1 / deviation */
+    for (int64_t row = 0; row < g.rows; row++)
+        group_row(&g, row, mean + row / span_rows * g.channels, true);
+    group_gather(&g, span_rows, variance);
+    for (int64_t i = 0; i < n; i++)
+        variance[i] = 1 / sqrt(variance[i] + 1e-6);
     PARALLEL_FOR_EVEN
     for (int64_t row = 0; row < g.rows; row++)
-        group_row(&g, row);
-    group_gather(&g, span * x.dim[1], g.scale);
-    for (size_t i = 0; i < n; i++)
-        g.scale[i] = 1 / sqrt(g.scale[i] + 1e-6);
-    PARALLEL_FOR_EVEN
-    for (int64_t row = 0; row < g.rows; row++)
-        group_apply(&g, y.data, row, scale, shift, silu);
+        group_apply(&g, y.data, row, mean + row / span_rows * g.channels, variance + row / span_rows * g.channels, scale, shift, silu);
 }
 
 /* Turns adjacent pairs (2i, 2i + 1) of one head by the angles whose cosine and sine table[i] holds:
