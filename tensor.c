@@ -169,14 +169,16 @@ tensor tensor_new_high(arena *a, shape s)
     return tensor_of(a->planning ? NULL : (real *)(void *)(a->base + (a->size - a->high)), s);
 }
 
-/* Elements of a tensor. */
-int64_t tensor_count(tensor x)
+/* Elements of a tensor, and of a parameter. */
+static int64_t count_of(int ndim, const int64_t *dim)
 {
     int64_t n = 1;
-    for (int i = 0; i < x.ndim; i++)
-        n *= x.dim[i];
+    for (int i = 0; i < ndim; i++)
+        n *= dim[i];
     return n;
 }
+int64_t tensor_count(tensor x) { return count_of(x.ndim, x.dim); }
+static int64_t weight_count(weight w) { return count_of(w.ndim, w.dim); }
 
 /* A tensor's shape, to make another of it. */
 shape tensor_shape(tensor x)
@@ -322,15 +324,6 @@ static void widen(const unsigned char *p, dtype t, int64_t count, real *out)
     case U64: case I64: for (int64_t i = 0; i < count; i++) out[i] = load64(p + 8 * i) != 0; return;
     default: die(BAD_INPUT, "weights: dtype %s cannot be computed with; convert the file to BF16, F16 or F32", dtype_name[t]);
     }
-}
-
-/* Elements of a parameter. */
-static int64_t weight_count(weight w)
-{
-    int64_t n = 1;
-    for (int i = 0; i < w.ndim; i++)
-        n *= w.dim[i];
-    return n;
 }
 
 /* x [count] rounded to FP8 in place, to nearest even, as torch casts: beyond the largest number comes nan (E4M3) or
@@ -676,13 +669,9 @@ static void add_tile(const product *p, int64_t m, int64_t rows, int64_t n, const
     int64_t columns = smaller(NR, p->n - n);
     for (int64_t r = 0; r < rows; r++) {
         real *y = p->y + (m + r) * p->n + n;
-        const real *t = tile + r * NR;
-        if (!first)
-            for (int64_t i = 0; i < columns; i++) y[i] += t[i];
-        else if (p->bias)
-            for (int64_t i = 0; i < columns; i++) y[i] = p->bias[n + i] + t[i];
-        else
-            for (int64_t i = 0; i < columns; i++) y[i] = 0 + t[i];
+        const real *t = tile + r * NR, *before = !first ? y : p->bias ? p->bias + n : NULL;
+        for (int64_t i = 0; i < columns; i++)
+            y[i] = (before ? before[i] : 0) + t[i];
     }
 }
 
