@@ -596,9 +596,14 @@ static micro_kernel *micro_for(int64_t rows) { return rows <= LOW ? micro_low : 
 
 /* ---------------------------------------------------------------- products: y = x W^T + b
  *
- * linear and conv are the same product; they differ in how rows of x are found. For every block of up to BLOCK_N
- * outputs the threads first pack W together, widened, as [chunk][n / NR][k][NR]; then each takes blocks of rows, walks
- * the chunks, copies MR rows of x beside each other, and runs the tiles.
+ * linear and conv are the same product; they differ in how rows of x are found.
+ *
+ * Method:  for every panel of up to BLOCK_N outputs the threads first pack W together, widened, as [chunk][n / NR][k][NR].
+ *          Then each takes tasks of up to BLOCK_M rows and walks the chunks; in each it copies MR rows of x beside each
+ *          other, runs a tile for every NR outputs, and adds it to y.
+ * Special: taps of a convolution that are padding in all rows of a tile are not computed: fma(0, w, s) is s. Lanes and
+ *          rows beyond n and m are computed and thrown away.
+ * Accuracy: linear_plain's and conv_plain's bits, whatever MR, NR and the blocks are (tests/unit.c, by memcmp).
  */
 typedef struct { int64_t begin, end; } range;   /* of a chunk's k */
 typedef struct product {
@@ -614,7 +619,7 @@ typedef struct product {
 
 /* Rows of a task and outputs of a panel at the most: a chunk of the panel, 512 x 256 floats, and a task's outputs stay in
  * the second-level cache (1 MB) while the task walks the chunks. */
-enum { BLOCK_M = 8 * MR, BLOCK_N = 512, PANEL = 1 << 22 };     /* PANEL: reals, for the shared cache */
+enum { BLOCK_M = 160 / MR * MR, BLOCK_N = 512, PANEL = 1 << 22 };     /* PANEL: reals, for the shared cache */
 
 /* Scratch of one thread, in reals: copied rows of x, one tile; widened rows of W, one a lane, and PIECE columns of them
  * on their way round. */
@@ -1305,7 +1310,7 @@ void gate_gelu(tensor y, tensor x)
 
 /* ---------------------------------------------------------------- the machine's peak */
 
-/* 28 (12, 24) independent chains of multiply-adds that never leave the registers. */
+/* MR x NV independent chains of multiply-adds that never leave the registers. */
 static void burn(int64_t rounds, real *out)
 {
     vec acc[MR][NV], x = vec_all((real)0.999), w = vec_all((real)1e-3);
