@@ -639,8 +639,8 @@ static void interleave(real *restrict out, const real *restrict a, const real *r
 
 /* out[k][i] = rows[i][k], i < width, k < count: a matrix on its side. rows lie `distance` apart; width is a power of two.
  * Method: halves the rows, interleaving row i of the upper half with row i of the lower, until one is left. Each time a
- * bit of i, the highest left, moves behind k: [i2 i1 i0 k] [i1 i0 k i2] [i0 k i2 i1] [k i2 i1 i0]. Whole vectors move;
- * number by number it took three times as long. spare: twice as large as out. */
+ * bit of i, the highest left, moves behind k: [i2 i1 i0 k] [i1 i0 k i2] [i0 k i2 i1] [k i2 i1 i0]. Whole vectors move.
+ * spare: twice as large as out. */
 static void turn(const real *rows, int64_t distance, int width, int64_t count, real *spare, real *out)
 {
     int64_t size = width * count;
