@@ -52,8 +52,10 @@ int64_t ruyi_threads(void) { return 1; }
 #endif
 #ifdef __GNUC__
 #define ALWAYS_INLINE inline __attribute__((always_inline))
+#define PREFETCH(address) __builtin_prefetch(address)
 #else
 #define ALWAYS_INLINE inline
+#define PREFETCH(address) (void)(address)
 #endif
 
 enum {
@@ -167,14 +169,16 @@ tensor tensor_new_high(arena *a, shape s)
     return tensor_of(a->planning ? NULL : (real *)(void *)(a->base + (a->size - a->high)), s);
 }
 
-/* Elements of a tensor. */
-int64_t tensor_count(tensor x)
+/* Elements of a tensor, and of a parameter. */
+static int64_t count_of(int ndim, const int64_t *dim)
 {
     int64_t n = 1;
-    for (int i = 0; i < x.ndim; i++)
-        n *= x.dim[i];
+    for (int i = 0; i < ndim; i++)
+        n *= dim[i];
     return n;
 }
+int64_t tensor_count(tensor x) { return count_of(x.ndim, x.dim); }
+static int64_t weight_count(weight w) { return count_of(w.ndim, w.dim); }
 
 /* A tensor's shape, to make another of it. */
 shape tensor_shape(tensor x)
@@ -320,15 +324,6 @@ static void widen(const unsigned char *p, dtype t, int64_t count, real *out)
     case U64: case I64: for (int64_t i = 0; i < count; i++) out[i] = load64(p + 8 * i) != 0; return;
     default: die(BAD_INPUT, "weights: dtype %s cannot be computed with; convert the file to BF16, F16 or F32", dtype_name[t]);
     }
-}
-
-/* Elements of a parameter. */
-static int64_t weight_count(weight w)
-{
-    int64_t n = 1;
-    for (int i = 0; i < w.ndim; i++)
-        n *= w.dim[i];
-    return n;
 }
 
 /* x [count] rounded to FP8 in place, to nearest even, as torch casts: beyond the largest number comes nan (E4M3) or
@@ -542,7 +537,7 @@ enum { MR = 6, NV = 2 };
 #include <arm_neon.h>
 #define VECTOR_BYTES 16
 #define VECTOR_FMA(a, b, c) _Generic((real)0, float: vfmaq_f32, double: vfmaq_f64)(c, a, b)
-enum { MR = 8, NV = 3 };
+enum { MR = 12, NV = 2 };
 #else
 enum { MR = 4, NV = 4 };
 #endif
@@ -559,8 +554,8 @@ static inline vec vec_all(real x) { return x; }
 #endif
 static inline vec vec_load(const real *p) { vec v; memcpy(&v, p, sizeof v); return v; }
 
-/* AVX-512: 14 x 2 accumulators of 16 floats, 2 vectors of W, 1 broadcast, of 32 registers. AVX2: 6 x 2 of 16. NEON: 8 x 3
- * of 32. Fewer would leave multiply-adds waiting for each other (4 cycles, two a cycle), more would spill. */
+/* AVX-512: 14 x 2 accumulators of 16 floats, 2 vectors of W, 1 broadcast, of 32 registers. AVX2: 6 x 2 of 16. NEON: 12 x 2
+ * of 32. NR is a power of two. Fewer would leave multiply-adds waiting for each other (4 cycles, two a cycle), more would spill. */
 enum {
     LANES = sizeof(vec) / sizeof(real),
     NR = NV * LANES,            /* outputs in a row of the tile */
@@ -601,46 +596,76 @@ static micro_kernel *micro_for(int64_t rows) { return rows <= LOW ? micro_low : 
 
 /* ---------------------------------------------------------------- products: y = x W^T + b
  *
- * linear and conv are the same product; they differ in how rows of x are found. For every block of up to BLOCK_N
- * outputs the threads first pack W together, widened, as [chunk][n / NR][k][NR]; then each takes blocks of rows, walks
- * the chunks, copies MR rows of x beside each other, and runs the tiles.
+ * linear and conv are the same product; they differ in how rows of x are found.
+ *
+ * Method:  for every panel of up to BLOCK_N outputs the threads first pack W together, widened, as [chunk][n / NR][k][NR].
+ *          Then each takes tasks of up to BLOCK_M rows and walks the chunks; in each it copies MR rows of x beside each
+ *          other, runs a tile for every NR outputs, and adds it to y.
+ * Special: taps of a convolution that are padding in all rows of a tile are not computed: fma(0, w, s) is s. Lanes and
+ *          rows beyond n and m are computed and thrown away.
+ * Accuracy: linear_plain's and conv_plain's bits, whatever MR, NR and the blocks are (tests/unit.c, by memcmp).
  */
+typedef struct { int64_t begin, end; } range;   /* of a chunk's k */
 typedef struct product {
     int64_t m, n, k;
     weight w;                   /* [n][k] */
     const real *bias;           /* [n], or NULL */
     real *y;                    /* [m][n] */
-    /* x[row + r][first .. first + count) to out[r * STRIDE], r < rows */
-    void (*copy)(const struct product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out);
+    /* x[row + r][first .. first + count) to out[r * STRIDE], r < rows; returns where not all rows are zeros */
+    range (*copy)(const struct product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out);
     const real *x;
     const struct conv_rows *conv;
 } product;
 
-/* Rows of a task and outputs of a panel at the most: a chunk of the panel, 768 x 256 floats, fits the second-level cache,
- * and is read once for all rows of a task. */
-enum { BLOCK_M = 64 * MR, BLOCK_N = 768 / NR * NR, PANEL = 1 << 22 };     /* PANEL: reals, for the shared cache */
+/* Rows of a task and outputs of a panel at the most: a chunk of the panel, 512 x 256 floats, and a task's outputs stay in
+ * the second-level cache (1 MB) while the task walks the chunks. */
+enum { BLOCK_M = 160 / MR * MR, BLOCK_N = 512, PANEL = 1 << 22 };     /* PANEL: reals, for the shared cache */
 
-/* Scratch of one thread, in reals: copied rows of x, one tile, one widened row of W per lane. */
-enum { ROWS = MR * STRIDE, TILE = MR * NR, PRODUCT_SCRATCH = ROWS + TILE + NR * STRIDE };
+/* Scratch of one thread, in reals: copied rows of x, one tile; widened rows of W, one a lane, and PIECE columns of them
+ * on their way round. */
+enum { ROWS = MR * STRIDE, TILE = MR * NR, PIECE = 64, WIDE = NR * STRIDE, PRODUCT_SCRATCH = ROWS + TILE + WIDE + 2 * NR * PIECE };
 
 /* A group of NR outputs that has only LANES or fewer left is packed and run narrow. */
 static int group_width(int64_t left) { return left <= LANES ? LANES : NR; }
 
-/* W[n0 + i][first + k] to panel[k][i] for i < width; rows beyond n are zero. wide: [NR][STRIDE] scratch. Turned in
- * pieces of a cache line, so that neither side is walked in large steps. */
-static void pack_group(const product *p, int64_t n0, int width, int64_t first, int64_t count, real *panel, real *wide)
+/* out[2 i] = a[i], out[2 i + 1] = b[i]. */
+static void interleave(real *restrict out, const real *restrict a, const real *restrict b, int64_t count)
 {
-    enum { PIECE = 64 / sizeof(real) };
+    for (int64_t i = 0; i < count; i++) {
+        out[2 * i] = a[i];
+        out[2 * i + 1] = b[i];
+    }
+}
+
+/* out[k][i] = rows[i][k], i < width, k < count: a matrix on its side. rows lie `distance` apart; width is a power of two.
+ * Method: halves the rows, interleaving row i of the upper half with row i of the lower, until one is left. Each time a
+ * bit of i, the highest left, moves behind k: [i2 i1 i0 k] [i1 i0 k i2] [i0 k i2 i1] [k i2 i1 i0]. Whole vectors move.
+ * spare: twice as large as out. */
+static void turn(const real *rows, int64_t distance, int width, int64_t count, real *spare, real *out)
+{
+    int64_t size = width * count;
+    if (width == 1)
+        memcpy(out, rows, (size_t)count * sizeof(real));
+    for (int half = width / 2, odd = 0; half > 0; half /= 2, odd = !odd) {
+        real *to = half == 1 ? out : spare + odd * size;
+        for (int i = 0; i < half; i++)
+            interleave(to + 2 * count * i, rows + i * distance, rows + (i + half) * distance, count);
+        rows = to;
+        distance = count *= 2;
+    }
+}
+
+/* W[n0 + i][first + k] to panel[k][i] for i < width; rows beyond n are zero. scratch: WIDE + 2 NR PIECE. */
+static void pack_group(const product *p, int64_t n0, int width, int64_t first, int64_t count, real *panel, real *scratch)
+{
     for (int i = 0; i < width; i++) {
         if (n0 + i < p->n)
-            weight_row(p->w, n0 + i, first, count, wide + i * STRIDE);
+            weight_row(p->w, n0 + i, first, count, scratch + i * STRIDE);
         else
-            memset(wide + i * STRIDE, 0, (size_t)count * sizeof(real));
+            memset(scratch + i * STRIDE, 0, (size_t)count * sizeof(real));
     }
-    for (int64_t piece = 0; piece < count; piece += PIECE)
-        for (int i = 0; i < width; i++)
-            for (int64_t k = piece; k < smaller(piece + PIECE, count); k++)
-                panel[k * width + i] = wide[i * STRIDE + k];
+    for (int64_t k = 0; k < count; k += PIECE)
+        turn(scratch + k, STRIDE, width, smaller(PIECE, count - k), scratch + WIDE, panel + k * width);
 }
 
 /* Adds a tile to y, whose first chunk begins with the bias. */
@@ -649,14 +674,21 @@ static void add_tile(const product *p, int64_t m, int64_t rows, int64_t n, const
     int64_t columns = smaller(NR, p->n - n);
     for (int64_t r = 0; r < rows; r++) {
         real *y = p->y + (m + r) * p->n + n;
-        const real *t = tile + r * NR;
-        if (!first)
-            for (int64_t i = 0; i < columns; i++) y[i] += t[i];
-        else if (p->bias)
-            for (int64_t i = 0; i < columns; i++) y[i] = p->bias[n + i] + t[i];
-        else
-            for (int64_t i = 0; i < columns; i++) y[i] = 0 + t[i];
+        const real *t = tile + r * NR, *before = !first ? y : p->bias ? p->bias + n : NULL;
+        for (int64_t i = 0; i < columns; i++)
+            y[i] = (before ? before[i] : 0) + t[i];
     }
+}
+
+/* Asks the caches for what is needed after a tile: the outputs of rows [m, m + rows) that it is added to, and a row of the
+ * next rows of x, that is row `next` of them. A convolution's are near already. */
+static void product_fetch(const product *p, int64_t m, int64_t rows, int64_t n, int64_t next, int64_t first, int64_t count)
+{
+    for (int64_t r = 0; r < rows; r++)
+        PREFETCH(p->y + (m + r) * p->n + n);
+    if (!p->conv && next < MR && m + MR + next < p->m)
+        for (int64_t k = 0; k < count; k += ALIGNMENT / (int64_t)sizeof(real))
+            PREFETCH(p->x + (m + MR + next) * p->k + first + k);
 }
 
 /* Outputs [m0, m1) x [n0, n1). panel: W of these columns, packed; groups of NR columns lie NR * count apart. */
@@ -670,9 +702,12 @@ static void product_block(const product *p, int64_t m0, int64_t m1, int64_t n0, 
         for (int64_t m = m0; m < m1; m += MR) {                     /* the chunk of the panel stays in the second cache */
             int64_t high = smaller(MR, m1 - m);
             micro_kernel *kernel = micro_for(high);
-            p->copy(p, m, high, first, count, rows);
+            range k = p->copy(p, m, high, first, count, rows);
             for (int64_t n = n0; n < n1; n += NR) {                 /* the rows stay in the first */
-                (group_width(n1 - n) == NR ? kernel : micro_narrow)(count, rows, panel + first * columns + (n - n0) * count, tile);
+                int width = group_width(n1 - n);
+                product_fetch(p, m, high, n, (n - n0) / NR, first, count);
+                (width == NR ? kernel : micro_narrow)(k.end - k.begin, rows + k.begin,
+                                                      panel + first * columns + (n - n0) * count + k.begin * width, tile);
                 add_tile(p, m, high, n, tile, first == 0);
             }
         }
@@ -715,10 +750,11 @@ static void product_run(arena *a, const product *p)
 }
 
 /* Rows of a linear layer's input lie as they are needed. */
-static void linear_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
+static range linear_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
 {
     for (int64_t r = 0; r < rows; r++)
         memcpy(out + r * STRIDE, p->x + (row + r) * p->k + first, (size_t)count * sizeof(real));
+    return (range){ 0, count };
 }
 
 /* y [..., N] = x [..., K] W^T + b; W [N][K] (a 1x1x1 convolution is one too). y must not overlap x. nn.Linear. */
@@ -768,14 +804,13 @@ typedef struct conv_rows {
     conv_spec s;
 } conv_rows;
 
-/* The C numbers at time t of the pixel (y, x), both counted in the enlarged picture and possibly outside of it; NULL
- * where the padding is zero. The one place that knows what the padding modes mean. */
-static const real *conv_pixel(const conv_rows *c, int64_t t, int64_t y, int64_t x)
+/* Line y of the frame at time t, counted in the enlarged picture and possibly outside of it; NULL where the padding is
+ * zero. The one place that knows what the padding modes mean. */
+static const real *conv_line(const conv_rows *c, int64_t t, int64_t y)
 {
-    int64_t h = c->in[1], w = c->in[2], channels = c->in[3];
-    if (y < 0 || y >= h * c->s.up || x < 0 || x >= w * c->s.up)
-        return NULL;
     const real *frames = c->x;
+    if (y < 0 || y >= c->in[1] * c->s.up)
+        return NULL;
     if (c->s.time == PAD_SINGLE || c->s.time == PAD_SLICE) {
         if (t < 0 || t >= c->in[0])
             return NULL;
@@ -785,7 +820,13 @@ static const real *conv_pixel(const conv_rows *c, int64_t t, int64_t y, int64_t 
     } else if (t < 0) {
         t = 0;
     }
-    return frames + ((t * h + y / c->s.up) * w + x / c->s.up) * channels;
+    return frames + (t * c->in[1] + y / c->s.up) * c->in[2] * c->in[3];
+}
+
+/* The C numbers of pixel x of such a line, likewise. */
+static inline const real *conv_pixel(const conv_rows *c, const real *line, int64_t x)
+{
+    return !line || x < 0 || x >= c->in[2] * c->s.up ? NULL : line + (c->s.up == 1 ? x : x / c->s.up) * c->in[3];
 }
 
 /* Frames of padding in front: all in front where it is causal, half where a slice gets zeros on both sides. */
@@ -795,37 +836,41 @@ static int64_t conv_front(const conv_spec *s)
     return both ? (s->kernel[0] - 1) / 2 : s->kernel[0] - 1;
 }
 
-/* The pixel under tap (dt, dy, dx) = (tap / (ky kx), ...) of output (t, y, x). */
-static const real *conv_tap(const conv_rows *c, int64_t t, int64_t y, int64_t x, int64_t tap)
+/* The line under a tap's (dt, dy) of output line (t, y). */
+static const real *conv_tap_line(const conv_rows *c, int64_t t, int64_t y, int64_t dt, int64_t dy)
 {
-    const conv_spec *s = &c->s;
-    int64_t dx = tap % s->kernel[2], dy = tap / s->kernel[2] % s->kernel[1], dt = tap / s->kernel[2] / s->kernel[1];
-    return conv_pixel(c, t * s->stride[0] + dt - conv_front(s), y * s->stride[1] + dy - s->pad,
-                      x * s->stride[2] + dx - s->pad);
+    return conv_line(c, t * c->s.stride[0] + dt - conv_front(&c->s), y * c->s.stride[1] + dy - c->s.pad);
 }
 
-/* k = (tap, channel): a piece of a row is whole pixels and parts of pixels. */
-static void conv_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
+/* k = (tap, channel), tap = (dt, dy, dx): a piece of a row is whole pixels and parts of pixels. */
+static range conv_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
 {
     const conv_rows *c = p->conv;
-    int64_t channels = c->in[3];
-    for (int64_t k = first, n; k < first + count; k += n, out += n) {
-        int64_t tap = k / channels, channel = k % channels;
+    const int64_t *kernel = c->s.kernel, channels = c->in[3], step = c->s.stride[2];
+    range some = { count, 0 };
+    for (int64_t k = 0, n; k < count; k += n) {
+        int64_t tap = (first + k) / channels, channel = (first + k) % channels;
+        int64_t dx = tap % kernel[2] - c->s.pad, dy = tap / kernel[2] % kernel[1], dt = tap / kernel[2] / kernel[1];
         int64_t x = row % c->out[2], y = row / c->out[2] % c->out[1], t = row / c->out[2] / c->out[1];
-        n = smaller(channels - channel, first + count - k);
+        const real *line = conv_tap_line(c, t, y, dt, dy);
+        n = smaller(channels - channel, count - k);
         for (int64_t r = 0; r < rows; r++) {
-            const real *pixel = conv_tap(c, t, y, x, tap);
-            if (pixel)
-                memcpy(out + r * STRIDE, pixel + channel, (size_t)n * sizeof(real));
-            else
-                memset(out + r * STRIDE, 0, (size_t)n * sizeof(real));
+            const real *pixel = conv_pixel(c, line, x * step + dx);
+            if (pixel) {
+                memcpy(out + r * STRIDE + k, pixel + channel, (size_t)n * sizeof(real));
+                some = (range){ smaller(some.begin, k), k + n };
+            } else {
+                memset(out + r * STRIDE + k, 0, (size_t)n * sizeof(real));
+            }
             if (++x == c->out[2]) {             /* the next row is the next pixel */
                 x = 0;
                 if (++y == c->out[1])
                     y = 0, t++;
+                line = conv_tap_line(c, t, y, dt, dy);
             }
         }
     }
+    return some.end ? some : (range){ 0, 0 };
 }
 
 /* Keeps the last two frames of the padded input for the next slice. */
@@ -835,7 +880,7 @@ static void conv_remember(const conv_rows *c)
     conv_rows plain = *c;
     plain.s.up = 1;
     for (int64_t i = 0; i < 2; i++)
-        memmove(c->s.cache->data + i * frame, conv_pixel(&plain, c->in[0] - 2 + i, 0, 0), (size_t)frame * sizeof(real));
+        memmove(c->s.cache->data + i * frame, conv_line(&plain, c->in[0] - 2 + i, 0), (size_t)frame * sizeof(real));
 }
 
 /* y [T'][H'][W'][Cout] from x [T][H][W][Cin] and weight [Cout][taps][Cin]. y must not overlap x. CausalConv3d of the
@@ -1100,53 +1145,53 @@ typedef struct {
     const real *x;
     int64_t rows, width, channels, groups;      /* rows: T * H */
     double *sums;                               /* [rows][groups] */
-    double *mean, *scale;                       /* [rows][groups]: means while centring (NULL before), then scales */
 } group_sums;
 
-/* sums[row][g] of the values, or of the centred squares once the means are known. */
-static void group_row(const group_sums *g, int64_t row)
+/* sums[row][g] of x - mean[channel], squared where it is to be: of the values while the means are 0. */
+static void group_row(const group_sums *g, int64_t row, const double *mean, bool square)
 {
+    enum { TOGETHER = 64 };                     /* groups: all of a pixel's numbers while they are in the cache */
     int64_t size = g->channels / g->groups;
-    for (int64_t i = 0; i < g->groups; i++) {
-        sum8 a = { { 0 } };
-        double mean = g->mean ? g->mean[row * g->groups + i] : 0;
-        for (int64_t x = 0, k = 0; x < g->width; x++) {
-            const real *p = g->x + (row * g->width + x) * g->channels + i * size;
-            for (int64_t c = 0; c < size; c++, k++) {
-                double d = (double)p[c] - mean;
-                a.s[k & 7] += g->mean ? d * d : d;
-            }
+    for (int64_t first = 0, count; first < g->groups; first += count) {
+        sum8 a[TOGETHER] = { { { 0 } } };
+        count = smaller(TOGETHER, g->groups - first);
+        for (int64_t x = 0; x < g->width; x++) {
+            const real *p = g->x + (row * g->width + x) * g->channels;
+            for (int64_t i = 0, c = first * size; i < count; i++)
+                for (int64_t k = x * size; k < (x + 1) * size; k++, c++) {
+                    double d = (double)p[c] - mean[c];
+                    a[i].s[k & 7] += square ? d * d : d;
+                }
         }
-        g->sums[row * g->groups + i] = sum8_total(a);
+        for (int64_t i = 0; i < count; i++)
+            g->sums[row * g->groups + first + i] = sum8_total(a[i]);
     }
 }
 
-/* Adds the rows' sums of every `span_rows` consecutive rows in order and gives their mean to each of the rows. One
- * thread: the order of rows is part of the definition, and there are few of them. */
+/* Adds the rows' sums of every `span_rows` consecutive rows in order: means [spans][channels], each channel its group's.
+ * One thread: the order of rows is part of the definition, and there are few of them. */
 static void group_gather(const group_sums *g, int64_t span_rows, double *means)
 {
-    double count = (double)(span_rows * g->width * (g->channels / g->groups));
+    int64_t size = g->channels / g->groups;
     for (int64_t first = 0; first < g->rows; first += span_rows)
         for (int64_t i = 0; i < g->groups; i++) {
             double sum = 0;
             for (int64_t r = first; r < first + span_rows; r++)
                 sum += g->sums[r * g->groups + i];
-            for (int64_t r = first; r < first + span_rows; r++)
-                means[r * g->groups + i] = sum / count;
+            for (int64_t c = i * size; c < (i + 1) * size; c++)
+                means[first / span_rows * g->channels + c] = sum / (double)(span_rows * g->width * size);
         }
 }
 
 /* Normalises one image row, and puts SiLU on it while it is in the cache: a pass over memory less. */
-static void group_apply(const group_sums *g, real *y, int64_t row, const real *w, const real *b, bool silu)
+static void group_apply(const group_sums *g, real *y, int64_t row, const double *mean, const double *scale, const real *w,
+                        const real *b, bool silu)
 {
-    int64_t size = g->channels / g->groups;
-    const double *mean = g->mean + row * g->groups, *scale = g->scale + row * g->groups;
     for (int64_t x = 0; x < g->width; x++) {
         const real *in = g->x + (row * g->width + x) * g->channels;
         real *out = y + (row * g->width + x) * g->channels;
-        for (int64_t i = 0; i < g->groups; i++)
-            for (int64_t c = i * size; c < (i + 1) * size; c++)
-                out[c] = normed(in[c], mean[i], scale[i], (double)w[c], (double)b[c]);
+        for (int64_t c = 0; c < g->channels; c++)
+            out[c] = normed(in[c], mean[c], scale[c], (double)w[c], (double)b[c]);
         if (silu)
             for (int64_t c = 0; c < g->channels; c++)
                 out[c] = silu_one(out[c]);
@@ -1162,28 +1207,27 @@ void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, laye
     if (x.ndim != 4 || g.channels % groups || x.dim[0] % span || tensor_count(x) != tensor_count(y) || weight_count(l.weight) != g.channels)
         die(SYSTEM_ERROR, "internal: group_norm %s: %lld channels in %lld groups", l.weight.key, (long long)g.channels, (long long)groups);
     const real *scale = weight_vector(a, l.weight), *shift = weight_vector(a, l.bias);
-    size_t n = (size_t)(g.rows * groups);
-    g.sums = arena_alloc(a, n, sizeof(double));
-    double *mean = arena_alloc(a, n, sizeof(double));
-    g.scale = arena_alloc(a, n, sizeof(double));
+    int64_t span_rows = span * x.dim[1], n = x.dim[0] / span * g.channels;
+    g.sums = arena_alloc(a, (size_t)(g.rows * groups), sizeof(double));
+    double *mean = arena_alloc(a, (size_t)n, sizeof(double)), *variance = arena_alloc(a, (size_t)n, sizeof(double));
     arena_reset(a, mark);
     if (!x.data)
         return;
     bool large = tensor_count(x) > SMALL;
+    memset(mean, 0, (size_t)n * sizeof(double));
     PARALLEL_FOR_EVEN                           /* first pass: sums of the values, then means */
     for (int64_t row = 0; row < g.rows; row++)
-        group_row(&g, row);
-    group_gather(&g, span * x.dim[1], mean);
-    g.mean = mean;                              /* second pass: sums of centred squares, then 1 / deviation */
+        group_row(&g, row, mean + row / span_rows * g.channels, false);
+    group_gather(&g, span_rows, mean);
+    PARALLEL_FOR_EVEN                           /* second pass: sums of centred squares, then 1 / deviation */
+    for (int64_t row = 0; row < g.rows; row++)
+        group_row(&g, row, mean + row / span_rows * g.channels, true);
+    group_gather(&g, span_rows, variance);
+    for (int64_t i = 0; i < n; i++)
+        variance[i] = 1 / sqrt(variance[i] + 1e-6);
     PARALLEL_FOR_EVEN
     for (int64_t row = 0; row < g.rows; row++)
-        group_row(&g, row);
-    group_gather(&g, span * x.dim[1], g.scale);
-    for (size_t i = 0; i < n; i++)
-        g.scale[i] = 1 / sqrt(g.scale[i] + 1e-6);
-    PARALLEL_FOR_EVEN
-    for (int64_t row = 0; row < g.rows; row++)
-        group_apply(&g, y.data, row, scale, shift, silu);
+        group_apply(&g, y.data, row, mean + row / span_rows * g.channels, variance + row / span_rows * g.channels, scale, shift, silu);
 }
 
 /* Turns adjacent pairs (2i, 2i + 1) of one head by the angles whose cosine and sine table[i] holds:
@@ -1225,13 +1269,13 @@ void head_norm_rotary(arena *a, tensor x, int64_t heads, layer l, double eps, co
 /* In place. SiLU, GELU (tanh form or exact), and CLIP's quick GELU x sigmoid(1.702 x). */
 void activate(tensor x, activation f)
 {
-    enum { PIECE = 4096 };
+    enum { RUN = 4096 };
     int64_t n = x.data ? tensor_count(x) : 0;
     bool large = n > SMALL;
     PARALLEL_FOR_EVEN
-    for (int64_t piece = 0; piece < n; piece += PIECE) {
+    for (int64_t piece = 0; piece < n; piece += RUN) {
         real *p = x.data + piece;
-        int64_t m = smaller(PIECE, n - piece);
+        int64_t m = smaller(RUN, n - piece);
         switch (f) {
         case SILU:       for (int64_t i = 0; i < m; i++) p[i] = silu_one(p[i]); break;
         case GELU_TANH:  for (int64_t i = 0; i < m; i++) p[i] = gelu_tanh_one(p[i]); break;
@@ -1266,7 +1310,7 @@ void gate_gelu(tensor y, tensor x)
 
 /* ---------------------------------------------------------------- the machine's peak */
 
-/* 28 (12, 24) independent chains of multiply-adds that never leave the registers. */
+/* MR x NV independent chains of multiply-adds that never leave the registers. */
 static void burn(int64_t rounds, real *out)
 {
     vec acc[MR][NV], x = vec_all((real)0.999), w = vec_all((real)1e-3);
@@ -1522,7 +1566,9 @@ void conv_plain(real *y, const real *x, const real *w, const real *b, const int6
         for (int64_t first = 0; first < k; first += CHUNK) {
             real sum = 0;
             for (int64_t j = first; j < smaller(first + CHUNK, k); j++) {
-                const real *pixel = conv_tap(&c, row / out[2] / out[1], row / out[2] % out[1], row % out[2], j / in[3]);
+                int64_t tap = j / in[3], dx = tap % s.kernel[2], dy = tap / s.kernel[2] % s.kernel[1], dt = tap / s.kernel[2] / s.kernel[1];
+                const real *line = conv_tap_line(&c, row / out[2] / out[1], row / out[2] % out[1], dt, dy);
+                const real *pixel = conv_pixel(&c, line, row % out[2] * s.stride[2] + dx - s.pad);
                 if (pixel)
                     sum = fma_real(pixel[j % in[3]], w[o * k + j], sum);
             }

@@ -754,6 +754,22 @@ static int count_convs(const vae_config *c)
     return (int)(2 + 2 * c->layers_per_block + c->levels * (2 * (c->layers_per_block + 1) + 1));
 }
 
+/* What an earlier slice of in [T][H][W][3], of the same kind and with the same pixels, has become: a part of out. Without
+ * data: there is none. Encoded slices know nothing of each other, and most of a mask and of a masked video is one colour,
+ * so that of a long clip two or three slices are all there is to compute. */
+static tensor same_slice(const vae_config *c, tensor in, tensor out, slice s)
+{
+    tensor pixels = tensor_part(in, s.first, s.count);
+    int64_t done = 0, n;
+    for (slice e = { 0 }; in.data && slice_next(c, false, in.dim[0], &e) && e.first < s.first; done += n) {
+        n = slice_output(c, false, &e);
+        if (e.count == s.count && e.time == s.time &&
+            !memcmp(tensor_part(in, e.first, e.count).data, pixels.data, (size_t)tensor_count(pixels) * sizeof(real)))
+            return tensor_part(out, done, n);
+    }
+    return (tensor){ 0 };
+}
+
 /* in: pixels [T][H][W][3] or latents [F][h][w][Z] of one tile -> moments [F][h][w][2 Z] or pixels [T][H][W][3], a new
  * tensor. Slice by slice along time, Encoder.forward with quant_conv, or post_quant_conv with Decoder.forward. The
  * quant layers are 1 x 1 x 1 and see no neighbours, so they may run on everything or slice by slice. *slices counts
@@ -777,10 +793,14 @@ static tensor code(const run *r, const vae *v, bool decode, tensor in, int *slic
         p.time = s.time;
         p.next_cache = 0;
         if (cached || !slice_restored(r, result)) {
+            tensor twin = decode || r->hooks ? (tensor){ 0 } : same_slice(c, in, out, s);
+            a->planning |= twin.data != NULL;               /* its work is counted, not done */
             tensor x = decode ? decode_slice(&p, part, s.before, s.count) : encode_slice(&p, part);
+            if (!decode && !p.skipping)
+                x = linear(a, x, p.k->quant);
             if (!p.skipping)
-                tensor_copy(result, decode ? x : linear(a, x, p.k->quant));
-            a->planning = a->planning && !p.skipping;
+                tensor_copy(result, twin.data ? twin : x);
+            a->planning = a->planning && !p.skipping && !twin.data;
             arena_reset(a, p.floor);
             if (!cached)
                 slice_save(r, result);

@@ -791,6 +791,26 @@ static void test_plan(void)
     arena_free(&a);
 }
 
+/* Slices with the same pixels are encoded once, unless somebody looks: to the same numbers. The first slice differs, the
+ * others are grey, the last in one pixel. */
+static void test_equal_slices(void)
+{
+    vae *v = vae_open("weights/ruyi-tiny/vae", true, false, (vae_tiling){ 0 }, false);
+    int64_t batch = vae_settings(v)->mini_batch_encoder;
+    arena memory = arena_new((size_t)1 << 26);
+    tensor pixels = tensor_new(&memory, SHAPE(5 * batch, 24, 16, 3)), got[2];
+    tensor_fill(pixels, 0.5f);
+    tensor_fill(tensor_part(pixels, 0, 2), -1);
+    pixels.data[tensor_count(pixels) - 1] = 0;
+    for (int looks = 0; looks < 2; looks++)
+        got[looks] = vae_encode(&(run){ .arena = &memory, .hooks = looks ? &(hooks){ 0 } : NULL }, v, pixels);
+    CHECK(same_bytes(got[0], got[1]), "equal slices, encoded once and one by one");
+    int64_t f = got[0].dim[0] / 5;
+    CHECK(same_bytes(tensor_part(got[0], f, f), tensor_part(got[0], 2 * f, f)), "equal slices, equal moments");
+    CHECK(!same_bytes(tensor_part(got[0], f, f), tensor_part(got[0], 4 * f, f)), "one pixel makes another slice");
+    arena_free(&memory);
+}
+
 /* Bytes as a checkpoint of that identity. */
 static bool is_checkpoint(const unsigned char *bytes, size_t size, const uint64_t identity[IDENTITY])
 {
@@ -906,6 +926,7 @@ int main(void)
     test_conv_bytes();
     test_attention();
     test_plan();
+    test_equal_slices();
     test_checkpoint();
     test_forward_plan();
     printf("%d passed, %d failed\n", passed, failed);
