@@ -71,6 +71,8 @@ typedef enum {
     F8_E5M2, F8_E4M3, F8_E8M0, F8_E4M3FNUZ, F8_E5M2FNUZ, F4, F6_E2M3, F6_E3M2, DTYPES
 } dtype;
 
+#define REAL_TYPE (sizeof(real) == 8 ? F64 : F32)     /* the build's own */
+
 /* A parameter, in the type and byte order that the checkpoint stores. Kernels widen it while they read. */
 typedef struct {
     const unsigned char *data;  /* first element, unaligned, little-endian; NULL: absent (a layer without bias) */
@@ -230,6 +232,13 @@ void output_close(output *o);
 void output_check(const char *path);                /* dies when no file can be made there */
 void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *planes); /* 4:2:0, full range BT.601 */
 
+/* A page of HTML, in memory until it is written: text, and pictures as PNG inside it. Starts as {0}. */
+typedef struct { char *text; size_t size, room; } html;
+void html_put(html *p, const char *format, ...) PRINTF(2, 3);
+void html_text(html *p, const char *text);          /* as it is: < & " are no HTML */
+void html_picture(html *p, image picture);          /* its address, which holds it: data:image/png;base64,... */
+void html_write(html *p, const char *path);         /* whole or not at all; "-": standard output; ends the page */
+
 /* Comparing. A pack: the tensors of a file, of a folder of files, or of a golden case, in the order of computing. */
 typedef struct { const st_tensor *tensor; const safetensors *file; } pack_entry;
 typedef struct { safetensors **files; int nfiles; pack_entry *entries; int64_t count; } pack;
@@ -243,7 +252,8 @@ bool judge_pair(judge *j, const st_tensor *golden, const safetensors *from, cons
 int judge_end(judge *j, const char *golden, const char *mine, int64_t extra);   /* the verdict; DONE or DIFFERS */
 int compare(const char *golden, const char *mine, const char *class, bool all, bool as_json);  /* an exit code */
 
-/* Reaching into a run. Every stage has a name; under it the stage's tensor can be replaced, written and judged. */
+struct run;
+/* Reaching into a run. Every stage has a name; under it its tensor can be replaced, written, judged and seen. */
 typedef struct {
     const char *dump_dir;       /* stages are written there; NULL: no dumps */
     const char *const *filters; int nfilters;       /* globs of the names to write; none: all */
@@ -254,6 +264,8 @@ typedef struct {
     const pack *truth;          /* what stages should be (check); NULL: nothing is judged */
     judge *judge;
     bool *judged;               /* [truth->count] */
+    void (*look)(const struct run *r, st_entry stage);  /* called when a stage is done, channels last; or NULL */
+    void *looker;               /* what it keeps */
 } hooks;
 
 /* What a stage needs besides its inputs. */
@@ -274,6 +286,8 @@ int stop_numbers(const run *r, const char *format, ...);
 int hooks_end(const hooks *h);                      /* the verdict of check, if there is one: an exit code */
 void dump(const run *r, tensor x, layout order, const char *name, ...) PRINTF(4, 5);
 void dump_data(const run *r, const void *data, dtype type, shape s, const char *name, ...) PRINTF(5, 6);
+/* What is no stage, only seen: a block's attn1.q, attn1.k, and a call's sinusoids, rotary (dit.c). */
+void show(const run *r, const void *data, dtype type, shape s, const char *name);
 void dump_check(const char *folder);                /* makes the folder, or dies early */
 
 /* ---------------------------------------------------------------- tensor.c: memory, arithmetic, random numbers */
