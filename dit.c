@@ -1017,6 +1017,10 @@ static void attend(const call_state *c, tensor n, const tensor *source, const at
     real score = !source && c->enhance ? enhance_score(c, l, q, k) : 1;
     head_norm_rotary(a, q, heads, l->norm_q, 1e-6, c->rotary, c->area);
     head_norm_rotary(a, k, heads, l->norm_k, 1e-6, source ? NULL : c->rotary, c->area);
+    if (!source) {
+        show(c->r, q.data, REAL_TYPE, tensor_shape(by_row(c, q)), "attn1.q");
+        show(c->r, k.data, REAL_TYPE, tensor_shape(by_row(c, k)), "attn1.k");
+    }
     attention(a, q, q, k, v, c->rows, heads);
     linear_to(a, n, q, l->to_out);
     for (int64_t i = 0; score > 1 && i < tensor_count(n); i++)
@@ -1142,12 +1146,14 @@ static void block(const call_state *c, tensor h, tensor skip)
 /* ---------------------------------------------------------------- DiT: a call */
 
 /* temb = timestep_embedder(sinusoids(t)) + extra -> [B][D]: what is known about the whole clip, in one vector. */
-static tensor time_embedding(arena *a, const dit *d, const dit_condition *c, double t)
+static tensor time_embedding(const run *r, const dit *d, const dit_condition *c, double t)
 {
+    arena *a = r->arena;
     size_t mark = arena_mark(a);
     tensor v = tensor_new(a, SHAPE(1, SINUSOIDS));
     if (v.data)
         sinusoids(t, v.data);
+    show(r, v.data, REAL_TYPE, tensor_shape(v), "sinusoids");
     tensor temb = repeated(a, two_layers(a, v, d->timestep_1, d->timestep_2), c->rows);
     add(temb, c->extra);
     return arena_return(a, mark, temb);
@@ -1434,7 +1440,7 @@ tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor la
     };
     if (given(r, out, ROWS_CHANNELS_FIRST, "step.%03d.out", (int)call))
         return out;
-    tensor temb = given_or(r, time_embedding(a, d, k, t), call, "temb");    /* [B][D] */
+    tensor temb = given_or(r, time_embedding(r, d, k, t), call, "temb");    /* [B][D] */
     c.text = given_or(r, k->text, call, "text");
     c.image = given_or(r, see_image ? k->image : k->padding, call, "image");
     activate(temb, SILU);                                       /* norm1 and norm_out begin with it */
@@ -1442,6 +1448,7 @@ tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor la
     c.patch = dit_sees_latents(r, d, call) ? patch_tokens(a, d, latents, inpaint)
                                            : tensor_new(a, SHAPE(frames * c.area, d->config.hidden_size));
     c.rotary = rotary_table(a, &d->config, h / p, w / p);
+    show(r, c.rotary, F64, SHAPE(h / p, w / p, d->config.attention_head_dim), "rotary");
     tea_cache *cache = tea && tea->threshold != 0 ? tea : NULL;
     if (cache)
         tea_update(a, cache, &d->blocks[0], c.patch, c.silu_temb, frames);

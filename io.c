@@ -158,9 +158,6 @@ static void *grow(void *block, size_t count, size_t size)
     return grown;
 }
 
-/* A C string that grows at its end; starts as {0}, and `text` is to be freed. */
-typedef struct { char *text; size_t length, room; } string;
-
 /* vprintf at the end of a string: once to measure, once to write. Nothing is cut, whatever a file's names look like;
  * room doubles, so that many pieces cost no more than their length. */
 PRINTF(2, 0) static void print_args(string *s, const char *format, va_list args)
@@ -178,7 +175,7 @@ PRINTF(2, 0) static void print_args(string *s, const char *format, va_list args)
     s->length += (size_t)vsnprintf(s->text + s->length, (size_t)length + 1, format, args);
 }
 
-PRINTF(2, 3) static void print_to(string *s, const char *format, ...)
+void print_to(string *s, const char *format, ...)
 {
     WITH_ARGUMENTS(format, print_args(s, format, args));
 }
@@ -2468,6 +2465,111 @@ void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *p
         }
 }
 
+/* ---------------------------------------------------------------- pages
+ *
+ * A text that grows piece by piece, with pictures inside: each is a PNG in base64 in a data: address (RFC
+ * 2397), so that the file needs no other. The PNG is the simplest there is: 8 bits of R, G, B, no filter, and "deflate"
+ * in stored blocks, which compresses nothing, takes sixty lines and gives the same bytes everywhere.
+ *
+ *     file     signature, then the chunks IHDR (size, depth 8, colour type 2), IDAT (the pixels), IEND
+ *     chunk    length, four letters, bytes, CRC-32 of letters and bytes; numbers have their highest byte first
+ *     IDAT     zlib (RFC 1950): 78 01; stored blocks (RFC 1951): 1 in the last, otherwise 0, n and ~n, lowest byte first,
+ *              n <= 65535 bytes; Adler-32 of all their bytes
+ *     pixels   a row is 0 (no filter), then R, G, B of each pixel */
+
+static unsigned char *png_word(unsigned char *to, uint32_t n)
+{
+    for (int i = 0; i < 4; i++)
+        to[i] = (unsigned char)(n >> (24 - 8 * i));
+    return to + 4;
+}
+
+/* What stands behind the bytes of a chunk that begin 8 bytes after its start and end at `end`. */
+static unsigned char *png_chunk(unsigned char *start, const char *letters, unsigned char *end)
+{
+    uint32_t crc = UINT32_MAX;
+    png_word(start, (uint32_t)(end - start - 8));
+    memcpy(start + 4, letters, 4);
+    for (const unsigned char *at = start + 4; at < end; at++) {
+        crc ^= *at;
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc >> 1 ^ (crc & 1 ? 0xedb88320 : 0);
+    }
+    return png_word(end, ~crc);
+}
+
+/* The zlib stream of a picture's rows; returns its end. */
+static unsigned char *png_rows(unsigned char *at, image picture)
+{
+    enum { STORED = 65535, ADLER = 65521 };
+    int64_t row = 3 * picture.w + 1, size = row * picture.h;
+    uint32_t a = 1, b = 0;
+    *at++ = 0x78, *at++ = 1;
+    for (int64_t i = 0; i < size; i++) {
+        if (i % STORED == 0) {
+            int64_t n = lesser(size - i, STORED);
+            const unsigned char head[] = { i + n == size, (unsigned char)n, (unsigned char)(n >> 8),
+                                           (unsigned char)~n, (unsigned char)(~n >> 8) };
+            memcpy(at, head, 5);
+            at += 5;
+        }
+        *at = i % row ? picture.rgb[i - i / row - 1] : 0;
+        a = (a + *at++) % ADLER;
+        b = (b + a) % ADLER;
+    }
+    return png_word(at, b << 16 | a);
+}
+
+/* A picture as the bytes of a PNG file, to be freed. */
+static unsigned char *png_bytes(image picture, size_t *size)
+{
+    size_t rows = (3 * (size_t)picture.w + 1) * (size_t)picture.h;
+    unsigned char *png = allocate(rows + 5 * (rows / 65535 + 1) + 64, 1), *start = png + 8, *at = start + 8;
+    memcpy(png, "\x89PNG\r\n\x1a\n", 8);
+    at = png_word(png_word(at, (uint32_t)picture.w), (uint32_t)picture.h);
+    memcpy(at, "\x08\x02\0\0", 5);
+    start = png_chunk(start, "IHDR", at + 5);
+    start = png_chunk(start, "IDAT", png_rows(start + 8, picture));
+    start = png_chunk(start, "IEND", start + 8);
+    *size = (size_t)(start - png);
+    return png;
+}
+
+void print_html(string *page, const char *text)
+{
+    for (; *text; text++) {
+        const char *safe = *text == '<' ? "&lt;" : *text == '&' ? "&amp;" : *text == '"' ? "&quot;" : NULL;
+        print_to(page, safe ? "%s" : "%.1s", safe ? safe : text);
+    }
+}
+
+void print_picture(string *page, image picture)
+{
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    size_t size;
+    unsigned char *png = png_bytes(picture, &size);
+    print_to(page, "data:image/png;base64,");
+    for (size_t i = 0; i < size; i += 3) {
+        size_t left = size - i;
+        int three = png[i] << 16 | (left > 1 ? png[i + 1] << 8 : 0) | (left > 2 ? png[i + 2] : 0);
+        print_to(page, "%c%c%c%c", digits[three >> 18 & 63], digits[three >> 12 & 63],
+                 left > 1 ? digits[three >> 6 & 63] : '=', left > 2 ? digits[three & 63] : '=');
+    }
+    free(png);
+}
+
+void text_write(string *text, const char *path)
+{
+    writer *f = strcmp(path, "-") ? writer_open(path) : NULL;
+    put(f ? f->fd : STDOUT_FILENO, path, text->text, text->length);
+    if (f) {
+        writer_finish(f, true);
+        writer_rename(f);
+    }
+    free(text->text);
+    *text = (string){ 0 };
+}
+
 /* ---------------------------------------------------------------- stages
  *
  * A stage is a tensor with a name, step.000.block.02.attn1 say, and the name is all that joins a run to files:
@@ -2641,6 +2743,8 @@ static void stage_done(const run *r, st_entry e, tensor x, layout order, char *n
     bool last = h->stop_after && strcmp(name, h->stop_after) == 0, there = !r->arena->planning && e.data;
     bool written = there && dump_wanted(h, name);
     const st_tensor *truth = there && h->truth ? pack_find(h->truth, name) : NULL;
+    if (there && h->look)
+        h->look(r, e);
     h->stop_known |= last;
     real *turned = NULL;
     if ((written || truth) && order != AS_IS) {
@@ -2661,6 +2765,13 @@ static void stage_done(const run *r, st_entry e, tensor x, layout order, char *n
     free(turned), free(name);
 }
 
+/* Shows what is no stage: never written, given or judged. */
+void show(const run *r, const void *data, dtype type, shape s, const char *name)
+{
+    if (r->hooks && r->hooks->look && data)
+        r->hooks->look(r, (st_entry){ name, type, s, data });
+}
+
 /* Ends a stage: written to DIR/NAME.safetensors in PyTorch's order, one tensor NAME of the build's own precision;
  * judged and replaced by the truth; the run's end, whatever was asked for. SYSTEM_ERROR where it cannot be written.
  * Names are stages, as in stage_order below. */
@@ -2669,7 +2780,7 @@ void dump(const run *r, tensor x, layout order, const char *name, ...)
     if (!r->hooks)
         return;
     FORMATTED(full, name);
-    stage_done(r, (st_entry){ full, sizeof(real) == 8 ? F64 : F32, tensor_shape(x), x.data }, x, order, full);
+    stage_done(r, (st_entry){ full, REAL_TYPE, tensor_shape(x), x.data }, x, order, full);
 }
 
 /* The same for data of any type, in PyTorch's order already, which the run does not go on with. */

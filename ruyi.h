@@ -71,6 +71,8 @@ typedef enum {
     F8_E5M2, F8_E4M3, F8_E8M0, F8_E4M3FNUZ, F8_E5M2FNUZ, F4, F6_E2M3, F6_E3M2, DTYPES
 } dtype;
 
+#define REAL_TYPE (sizeof(real) == 8 ? F64 : F32)     /* the build's own */
+
 /* A parameter, in the type and byte order that the checkpoint stores. Kernels widen it while they read. */
 typedef struct {
     const unsigned char *data;  /* first element, unaligned, little-endian; NULL: absent (a layer without bias) */
@@ -112,6 +114,9 @@ enum { DONE = 0, DIFFERS = 1, BAD_INPUT = 2, SYSTEM_ERROR = 3 };   /* exit codes
 
 _Noreturn void die(int code, const char *format, ...) PRINTF(2, 3);
 void *allocate(size_t count, size_t size);          /* zeroed; dies with SYSTEM_ERROR when there is no memory */
+/* A C string that grows at its end; starts as {0}, and `text` is to be freed. */
+typedef struct { char *text; size_t length, room; } string;
+void print_to(string *s, const char *format, ...) PRINTF(2, 3);
 char *text_of(const char *format, ...) PRINTF(1, 2);/* a new string */
 int place_of(const char *word, const char *const *words, int count);    /* -1: not there */
 const char *nearest_word(const char *word, const char *const *words, int count);    /* smallest edit distance */
@@ -232,6 +237,11 @@ void output_close(output *o);
 void output_check(const char *path);                /* dies when no file can be made there */
 void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *planes); /* 4:2:0, full range BT.601 */
 
+/* Pages of HTML: a text that grows, with pictures as PNG inside it. */
+void print_html(string *page, const char *text);    /* as it is: < & " are no HTML */
+void print_picture(string *page, image picture);    /* its address, which holds it: data:image/png;base64,... */
+void text_write(string *text, const char *path);    /* whole or not at all; "-": standard output; ends the text */
+
 /* Comparing. A pack: the tensors of a file, of a folder of files, or of a golden case, in the order of computing. */
 typedef struct { safetensors **files; int nfiles; const st_tensor **tensors; int64_t count; } pack;
 pack *pack_open(const char *text);                  /* PATH[:GLOB]; dies: unreadable, or a name twice */
@@ -243,7 +253,8 @@ bool judge_pair(judge *j, const st_tensor *golden, const st_tensor *mine);  /* N
 int judge_end(judge *j, const char *golden, const char *mine, int64_t extra);   /* the verdict; DONE or DIFFERS */
 int compare(const char *golden, const char *mine, const char *class, bool all, bool as_json);  /* an exit code */
 
-/* Reaching into a run. Every stage has a name; under it the stage's tensor can be replaced, written and judged. */
+struct run;
+/* Reaching into a run. Every stage has a name; under it its tensor can be replaced, written, judged and seen. */
 typedef struct {
     const char *dump_dir;       /* stages are written there; NULL: no dumps */
     const char *const *filters; int nfilters;       /* globs of the names to write; none: all */
@@ -253,6 +264,8 @@ typedef struct {
     bool stop_known;            /* the plan came by it */
     const pack *truth;          /* what stages should be (check); NULL: nothing is judged */
     judge *judge;
+    void (*look)(const struct run *r, st_entry stage);  /* called when a stage is done, channels last; or NULL */
+    void *looker;               /* what it keeps */
 } hooks;
 
 /* What a stage needs besides its inputs. */
@@ -273,6 +286,8 @@ int stop_numbers(const run *r, const char *format, ...);
 int hooks_end(const hooks *h);                      /* the verdict of check, if there is one: an exit code */
 void dump(const run *r, tensor x, layout order, const char *name, ...) PRINTF(4, 5);
 void dump_data(const run *r, const void *data, dtype type, shape s, const char *name, ...) PRINTF(5, 6);
+/* What is no stage, only seen: a block's attn1.q, attn1.k, and a call's sinusoids, rotary (dit.c). */
+void show(const run *r, const void *data, dtype type, shape s, const char *name);
 void dump_check(const char *folder);                /* makes the folder, or dies early */
 
 /* ---------------------------------------------------------------- tensor.c: memory, arithmetic, random numbers */

@@ -581,8 +581,26 @@ static void test_stages(void)
         }
 }
 
+/* A picture's PNG in base64, byte for byte as other programs' zlib, CRC and base64 make it; and text that is no HTML. */
+static void test_pages(void)
+{
+    static const char png[] = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAGUlEQVR4AQEOAPH/AAECA/+"
+                              "AAAAJCAcAAEAPhAHewAfv4gAAAABJRU5ErkJggg==";
+    unsigned char rgb[] = { 1, 2, 3, 255, 128, 0, 9, 8, 7, 0, 0, 64 };
+    string p = { 0 };
+    print_picture(&p, (image){ 2, 2, rgb });
+    CHECK(p.length == strlen(png) && memcmp(p.text, png, p.length) == 0, "page: picture: %.*s", (int)p.length, p.text);
+    size_t before = p.length;
+    print_to(&p, "%d%%", 7);
+    print_html(&p, "a<b>&\"c");
+    CHECK(p.length - before == 21 && memcmp(p.text + before, "7%a&lt;b>&amp;&quot;c", 21) == 0, "page: text: %.*s",
+          (int)(p.length - before), p.text + before);
+    free(p.text);
+}
+
 static void test_io(void)
 {
+    test_pages();
     test_json_grammar();
     test_json_values();
     test_config();

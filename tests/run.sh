@@ -39,6 +39,7 @@ done
 part "command line" tests/cli.sh ./ruyi
 part "killed and continued" tests/resume.sh ./ruyi
 part "many at once" tests/many.sh ./ruyi
+part "the tour's page" tests/tour.sh ./ruyi
 part "controls of compare" build/controls ./ruyi
 part "port in NumPy" tests/port.sh ./ruyi
 part "README" tests/readme.sh
