@@ -17,7 +17,7 @@ NUMERIC   = -ffp-contract=off -fno-math-errno -fno-trapping-math
 FLAGS     = -std=c11 $(CFLAGS) $(NUMERIC) $(NATIVE) $(OPENMP) $(WARNINGS)
 SOURCES   = ruyi.c vae.c dit.c tensor.c io.c
 
-.PHONY: all demo test mutants report goldens asan fuzz faults bench identity clean help
+.PHONY: all demo test mutants report goldens asan fuzz faults bench identity lint clean help
 
 all: ruyi
 
@@ -122,6 +122,10 @@ report: ruyi ruyi64 build/ops64 build/controls
 bench: ruyi
 	tests/bench.sh ./ruyi
 
+# What gcc, clang, cppcheck and clang-tidy say of the sources; exceptions, with reasons, in tests/lint.txt.
+lint:
+	tests/lint.sh
+
 # One hash over compilers, optimisation levels, instruction sets, threads and machines. Takes a quarter of an hour.
 identity:
 	tests/identity.sh
@@ -142,5 +146,6 @@ help:
 	@echo "make report     what the results are worth, in tables; FULL=1: with builds and mutants anew, an hour"
 	@echo "make bench      kernels beside PyTorch and OpenBLAS (PYTHON=a Python with torch)"
 	@echo "make identity   the same bytes from every compiler, level, instruction set, thread count and machine at hand"
+	@echo "make lint       what compilers and analysers say of the sources: nothing, but for the exceptions of tests/lint.txt"
 	@echo "make clean      remove what was built"
 	@echo "CC=clang, CFLAGS=-O2, NATIVE=, OPENMP=  choose compiler, optimisation, instruction set, threads"
