@@ -49,8 +49,7 @@ static int thread_number(void) { return 0; }
 int64_t ruyi_threads(void) { return 1; }
 #endif
 
-/* Loops over a register tile must vanish, or the tile would live in memory. Each compiler has its own word for it; one
- * that has none gets the same numbers, later. */
+/* Loops over a register tile must vanish, or it would live in memory. Compilers without a word for it are slow. */
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
@@ -387,8 +386,7 @@ void weight_row(weight w, int64_t row, int64_t first, int64_t count, real *out)
         }
 }
 
-/* A whole parameter (bias, norm weight, table), widened into the arena: these are small and read often. NULL for an
- * absent one, and while planning. */
+/* A whole small parameter (bias, norm weight, table), widened into the arena. NULL if absent, and while planning. */
 real *weight_vector(arena *a, weight w)
 {
     if (!w.data)
@@ -531,7 +529,6 @@ void sincos_own(double x, double *sine, double *cosine)
  *
  * The textbook loops (this, conv_plain, attention_plain) are short, slow, and the same bits as the kernels, which
  * tests/unit.c compares by memcmp. Whoever ports this program needs only these to get the same numbers.
- *
  * Why chunks of 256: one chain of K additions has an error that grows with sqrt(K); a sum of partial sums grows with
  * sqrt(256) + sqrt(K / 256). At K = 2816 that was measured as three times less, at 12288 as six times. And 256 terms
  * are what a micro-kernel works off before its operands leave the first-level cache.
@@ -596,12 +593,11 @@ static inline vec vec_fma(vec a, vec b, vec c) { return fma_real(a, b, c); }
 static inline vec vec_all(real x) { return x; }
 #endif
 
-/* AVX-512: 14 x 2 accumulators of 16 floats, 2 vectors of W, 1 broadcast, of 32 registers. AVX2: 6 x 2 of 16. NEON:
- * 12 x 2 of 32. NR is a power of two. Fewer would leave multiply-adds waiting for each other (4 cycles, two a cycle),
- * more would spill. */
+/* AVX-512: 14 x 2 accumulators, 2 vectors of W, 1 broadcast, of 32 registers. AVX2: 6 x 2 of 16. NEON: 12 x 2 of 32.
+ * Fewer would leave multiply-adds waiting for each other (4 cycles, two a cycle), more would spill. */
 enum {
     LANES = sizeof(vec) / sizeof(real),
-    NR = NV * LANES,            /* outputs in a row of the tile */
+    NR = NV * LANES,            /* outputs in a row of the tile, a power of two */
     LOW = 4,                    /* rows of the lowest tile */
     STRIDE = CHUNK + 16,        /* row stride of the copied operand: 272 avoids the 4 KB that caches alias on */
 };
@@ -666,8 +662,7 @@ typedef struct product {
  * in the second-level cache (1 MB) while the task walks the chunks. */
 enum { BLOCK_M = 160 / MR * MR, BLOCK_N = 512, PANEL = 1 << 22 };     /* PANEL: reals, for the shared cache */
 
-/* Scratch of one thread, in reals: copied rows of x, one tile; widened rows of W, one a lane, and PIECE columns of them
- * on their way round. */
+/* Scratch of a thread, in reals: copied rows of x, one tile; widened rows of W, PIECE columns of them turned. */
 enum { ROWS = MR * STRIDE, TILE = MR * NR, PIECE = 64, WIDE = NR * STRIDE };
 enum { PRODUCT_SCRATCH = ROWS + TILE + WIDE + 2 * NR * PIECE };
 
@@ -1487,8 +1482,7 @@ double burn_peak(arena *a)
  * is float whatever `real` is, and every line is one rounding. torch.randn on a GPU is at the end.
  */
 
-/* torch.Generator(device).manual_seed(seed). On the CPU only the low 32 bits count, on a GPU all 64. A number left over
- * from the pair before is forgotten. */
+/* torch.Generator(device).manual_seed(seed): on the CPU its low 32 bits, on a GPU all 64. Half a pair is forgotten. */
 void generator_seed(generator *g, rng device, uint64_t seed)
 {
     *g = (generator){ .device = device, .seed = seed, .next = 624 };
