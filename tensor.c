@@ -1,14 +1,22 @@
 /* tensor.c - memory, arithmetic and random numbers: all the numeric work that knows nothing of the model.
  *
- *     arena      one block for all activations; planned by running the same code without data
- *     widening   F64 F32 F16 BF16 F8 weights to `real`, the only place where a checkpoint's number becomes ours
- *     functions  exp2, exp, log, erf, sin, cos from + - * / sqrt fma and bit moves
- *     products   linear, convolution and both attention products on one micro-kernel
- *     norms      LayerNorm, GroupNorm, in double with one rounding
- *     random     torch's generators, of the CPU and of a GPU
- *     textbook   the plain loops that define every sum
+ * In reading order, each product from its definition (a textbook loop, ..._plain) to its tiles; right: what it mirrors.
  *
- * Invariants. Every sum has one order, written in the textbook loops at the end of this file:
+ *     arena, tensors  one block for all activations, planned by running the same code without data
+ *     widening        F64 F32 F16 BF16 F8 weights to `real`; low-rank updates, FP8 rounding            Tensor.to
+ *     functions       exp2, exp, log, erf, sin, cos
+ *     products        linear_plain -> micro_tile: outputs in registers -> product_block: chunks x rows x tiles
+ *                     -> product_run: panels x tasks -> linear                                         F.linear
+ *     convolution     conv_line: padding -> conv_plain -> conv_copy: rows of the same product -> conv  F.conv3d
+ *     attention       attention_plain -> scores, softmax, values -> attention      F.scaled_dot_product_attention
+ *     norms           layer_norm, group_norm, head_norm_rotary                     F.layer_norm, F.group_norm
+ *     elementwise     activate, add, gate_gelu                                     F.silu, F.gelu
+ *     random          generator_seed, generator_randn                torch.Generator, torch.randn of CPU and GPU
+ *
+ * Interface (ruyi.h; all else is static): an operation takes the arena, its output y, its inputs and a layer; checks
+ * their shapes; takes scratch; computes where there are data (none while planning); gives the scratch back.
+ *
+ * Invariants. Every sum has one order:
  *     linear, conv   acc = bias; for each 256 consecutive k: s = 0; s = fma(x, w, s) in order; acc = acc + s
  *     attention      keys in chunks of 256, online softmax in base 2, one query at a time
  *     norms          8 interleaved sums in double, added as ((0+4)+(2+6))+((1+5)+(3+7))
@@ -26,7 +34,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* A parallel loop needs a `bool large` in scope: waking threads costs more than small work, above all on a busy machine. */
+/* A parallel loop needs a `bool large` in scope: waking threads costs more than small work does. */
 #ifdef _OPENMP
 #include <omp.h>
 #define PARALLEL_FOR _Pragma("omp parallel for schedule(dynamic) if(large)")
@@ -41,8 +49,7 @@ static int thread_number(void) { return 0; }
 int64_t ruyi_threads(void) { return 1; }
 #endif
 
-/* Loops over a register tile must vanish, or the tile would live in memory. Each compiler has its own word for it; one
- * that has none gets the same numbers, later. */
+/* Loops over a register tile must vanish, or it would live in memory. Compilers without a word for it are slow. */
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
@@ -73,10 +80,9 @@ static real fma_real(real a, real b, real c) { return _Generic(c, float: fmaf, d
  *     base                low                               size - high        size
  *     |  temporaries  ->  |             free                |  <-  caches      |
  *
- * An operation marks, allocates what it needs, computes, and resets: memory is a stack, and the peak of a whole
- * generation is known before it starts, because the planning pass runs the very same calls. Nothing is ever zeroed or
- * given back to the system in between: the first touch of fresh memory is slow (4 KB pages at 0.45 GB/s on a server),
- * and an arena has it once.
+ * An operation marks, allocates what it needs, computes, and resets: memory is a stack, and its peak is known before a
+ * run starts, because the planning pass makes the very same calls. Nothing is zeroed or given back to the system in
+ * between: the first touch of fresh memory is slow (4 KB pages at 0.45 GB/s on a server), and an arena has it once.
  */
 
 enum { ALIGNMENT = 64 };    /* one cache line, and the widest vector register */
@@ -90,8 +96,8 @@ arena arena_new(size_t bytes)
     arena a = { .size = (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT };
     a.base = aligned_alloc(ALIGNMENT, a.size);
     if (!a.base)                /* what the plan found is what is missing now, before the first hour of work */
-        die(SYSTEM_ERROR, "memory: arena: wanted %zu bytes, got none; use a smaller --size, fewer --frames, or a machine "
-            "with more memory", a.size);
+        die(SYSTEM_ERROR, "memory: arena: wanted %zu bytes, got none; "
+            "use a smaller --size, fewer --frames, or a machine with more memory", a.size);
 #ifdef MADV_HUGEPAGE
     uintptr_t page = 4096, first = ((uintptr_t)a.base + page - 1) / page * page, end = (uintptr_t)a.base + a.size;
     if (end > first + page)     /* a hint: 2 MB pages make the first touch many times faster */
@@ -100,8 +106,13 @@ arena arena_new(size_t bytes)
     return a;
 }
 
-/* Marks and resets. A tensor that was made after a mark is gone after the reset to it: its memory will be used again. */
-void arena_free(arena *a) { free(a->base); *a = (arena){ 0 }; }
+void arena_free(arena *a)
+{
+    free(a->base);
+    *a = (arena){ 0 };
+}
+
+/* Marks and resets. A tensor made after a mark is gone after the reset to it: its memory will be used again. */
 size_t arena_mark(const arena *a) { return a->low; }
 void arena_reset(arena *a, size_t mark) { a->low = mark; }
 size_t arena_mark_high(const arena *a) { return a->high; }
@@ -112,8 +123,8 @@ void arena_reset_high(arena *a, size_t mark) { a->high = mark; }
 static size_t padded(size_t count, size_t size)
 {
     if (size && count > SIZE_MAX / 4 / size)
-        die(BAD_INPUT, "memory: a tensor of %zu x %zu bytes cannot be addressed; use a smaller --size or fewer --frames",
-            count, size);
+        die(BAD_INPUT, "memory: a tensor of %zu x %zu bytes cannot be addressed; "
+            "use a smaller --size or fewer --frames", count, size);
     return (count * size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
@@ -122,8 +133,9 @@ static size_t padded(size_t count, size_t size)
 static void take(arena *a, size_t *end, size_t bytes)
 {
     if (bytes > a->size - a->low - a->high)
-        die(a->planning ? BAD_INPUT : SYSTEM_ERROR, "memory: arena of %zu bytes is full, %zu more wanted%s", a->size, bytes,
-            a->planning ? "; use a smaller --size or fewer --frames" : " than the plan foresaw (a bug: please report it)");
+        die(a->planning ? BAD_INPUT : SYSTEM_ERROR, "memory: arena of %zu bytes is full, %zu more wanted%s",
+            a->size, bytes, a->planning ? "; use a smaller --size or fewer --frames"
+                                        : " than the plan foresaw (a bug: please report it)");
     *end += bytes;
     if (a->low + a->high > a->peak)
         a->peak = a->low + a->high;
@@ -200,7 +212,8 @@ tensor tensor_view(tensor x, shape s)
 tensor tensor_part(tensor x, int64_t first, int64_t count)
 {
     if (first < 0 || count < 0 || first + count > x.dim[0])
-        die(SYSTEM_ERROR, "internal: part %lld + %lld of %lld", (long long)first, (long long)count, (long long)x.dim[0]);
+        die(SYSTEM_ERROR, "internal: part %lld + %lld of %lld",
+            (long long)first, (long long)count, (long long)x.dim[0]);
     if (x.data && x.dim[0])
         x.data += first * (tensor_count(x) / x.dim[0]);
     x.dim[0] = count;
@@ -214,9 +227,9 @@ static void tensor_check(tensor x, shape expected, const char *what)
     for (int i = 0; same && i < x.ndim; i++)
         same = x.dim[i] == expected.dim[i];
     if (!same)
-        die(SYSTEM_ERROR, "internal: %s: got [%lld, %lld, ...] of %d dimensions, expected [%lld, %lld, ...] of %d", what,
-            (long long)x.dim[0], (long long)x.dim[1], x.ndim, (long long)expected.dim[0], (long long)expected.dim[1],
-            expected.ndim);
+        die(SYSTEM_ERROR, "internal: %s: got [%lld, %lld, ...] of %d dimensions, expected [%lld, %lld, ...] of %d",
+            what, (long long)x.dim[0], (long long)x.dim[1], x.ndim,
+            (long long)expected.dim[0], (long long)expected.dim[1], expected.ndim);
 }
 
 /* Every element becomes value. */
@@ -226,13 +239,14 @@ void tensor_fill(tensor x, real value)
         x.data[i] = value;
 }
 
-/* The elements of `from` in order, whatever the two shapes are; their counts must agree. */
+/* The elements of `from` in order, whatever the two shapes are; their counts must agree, their memory may overlap. */
 void tensor_copy(tensor to, tensor from)
 {
     if (tensor_count(to) != tensor_count(from))
-        die(SYSTEM_ERROR, "internal: copy of %lld elements to %lld", (long long)tensor_count(from), (long long)tensor_count(to));
+        die(SYSTEM_ERROR, "internal: copy of %lld elements to %lld",
+            (long long)tensor_count(from), (long long)tensor_count(to));
     if (to.data)
-        memcpy(to.data, from.data, (size_t)tensor_count(to) * sizeof(real));
+        memmove(to.data, from.data, (size_t)tensor_count(to) * sizeof(real));
 }
 
 /* Resets to the mark but keeps x, which moves down to the mark. The last line of every operation that makes one
@@ -241,8 +255,7 @@ tensor arena_return(arena *a, size_t mark, tensor x)
 {
     arena_reset(a, mark);
     tensor kept = tensor_new(a, tensor_shape(x));
-    if (x.data)
-        memmove(kept.data, x.data, (size_t)tensor_count(x) * sizeof(real));
+    tensor_copy(kept, x);
     return kept;
 }
 
@@ -290,8 +303,9 @@ static inline uint64_t load64(const unsigned char *p)
     return SWAP ? load32(p) | (uint64_t)load32(p + 4) << 32 : v;
 }
 
-static inline float bits_float(uint32_t bits) { float f; memcpy(&f, &bits, sizeof f); return f; }
-static inline uint32_t float_bits(float f) { uint32_t bits; memcpy(&bits, &f, sizeof bits); return bits; }
+typedef union { float f; uint32_t bits; } float_union;
+static inline float bits_float(uint32_t bits) { return (float_union){ .bits = bits }.f; }
+static inline uint32_t float_bits(float f) { return (float_union){ .f = f }.bits; }
 
 /* IEEE half, sign 1 exponent 5 mantissa 10: moved into a float's fields, then multiplied by the difference of the
  * biases, which is exact and does subnormals too. An exponent of all ones stays all ones (inf, nan). */
@@ -308,27 +322,31 @@ static inline float e4m3_float(uint32_t b)
     return bits_float(((b & 0x7f) == 0x7f ? 0x7fc00000u : magnitude) | (b & 0x80) << 24);
 }
 
+/* A row of a table of loops over i < count: a function pointer would be called once an element. */
+#define CASE(value, statement) case value: for (int64_t i = 0; i < count; i++) statement; break
+
 /* count elements of type t at p, widened to real. Integers and BOOL are for masks. */
 static void widen(const unsigned char *p, dtype t, int64_t count, real *out)
 {
     switch (t) {
-    case F64:  for (int64_t i = 0; i < count; i++) out[i] = (real)bits_double(load64(p + 8 * i)); return;
-    case F32:  for (int64_t i = 0; i < count; i++) out[i] = bits_float(load32(p + 4 * i)); return;
-    case F16:  for (int64_t i = 0; i < count; i++) out[i] = f16_float(load16(p + 2 * i)); return;
-    case BF16: for (int64_t i = 0; i < count; i++) out[i] = bits_float(load16(p + 2 * i) << 16); return;
-    case F8_E4M3: for (int64_t i = 0; i < count; i++) out[i] = e4m3_float(p[i]); return;
-    case F8_E5M2: for (int64_t i = 0; i < count; i++) out[i] = f16_float((uint32_t)p[i] << 8); return;
-    case BOOL: case U8: case I8: for (int64_t i = 0; i < count; i++) out[i] = p[i] != 0; return;
-    case U16: case I16: for (int64_t i = 0; i < count; i++) out[i] = load16(p + 2 * i) != 0; return;
-    case U32: case I32: for (int64_t i = 0; i < count; i++) out[i] = load32(p + 4 * i) != 0; return;
-    case U64: case I64: for (int64_t i = 0; i < count; i++) out[i] = load64(p + 8 * i) != 0; return;
-    default: die(BAD_INPUT, "weights: dtype %s cannot be computed with; convert the file to BF16, F16 or F32", dtype_name[t]);
+    CASE(F64,  out[i] = (real)bits_double(load64(p + 8 * i)));
+    CASE(F32,  out[i] = bits_float(load32(p + 4 * i)));
+    CASE(F16,  out[i] = f16_float(load16(p + 2 * i)));
+    CASE(BF16, out[i] = bits_float(load16(p + 2 * i) << 16));
+    CASE(F8_E4M3, out[i] = e4m3_float(p[i]));
+    CASE(F8_E5M2, out[i] = f16_float((uint32_t)p[i] << 8));
+    case BOOL: case U8: CASE(I8, out[i] = (real)(p[i] != 0));
+    case U16: CASE(I16, out[i] = (real)(load16(p + 2 * i) != 0));
+    case U32: CASE(I32, out[i] = (real)(load32(p + 4 * i) != 0));
+    case U64: CASE(I64, out[i] = (real)(load64(p + 8 * i) != 0));
+    default: die(BAD_INPUT, "weights: dtype %s cannot be computed with; convert the file to BF16, F16 or F32",
+                 dtype_name[t]);
     }
 }
 
 /* x [count] rounded to FP8 in place, to nearest even, as torch casts: beyond the largest number comes nan (E4M3) or
- * infinity (E5M2), not the largest number. Both ways to round are taken in the bits that a float has left over: above
- * the smallest normal number by adding half of what is dropped, below by adding and taking off 2^23 of its last places. */
+ * infinity (E5M2), not the largest number. Both ways to round use the bits that a float has left over: above the
+ * smallest normal number by adding half of what is dropped, below by adding and taking off 2^23 of its last places. */
 static void round_fp8(real *x, int64_t count, dtype t)
 {
     bool e4m3 = t == F8_E4M3;
@@ -344,22 +362,16 @@ static void round_fp8(real *x, int64_t count, dtype t)
     }
 }
 
-/* Elements first .. first + count of a parameter, as it is stored, or is to be (--fp8). */
-static void widen_part(weight w, int64_t first, int64_t count, real *out)
-{
-    widen(w.data + first * (dtype_bits[w.type] / 8), w.type, count, out);
-    if (w.fp8)
-        round_fp8(out, count, w.fp8);
-}
-
-/* out[0..count) = W[row][first .. first + count), W taken as a matrix of dim[0] rows. Low-rank updates are added
- * here, in the order of the files: W += scale * up[row][r] * down[r], r in order; down [rank][Cin] of a convolution
- * [Cout][taps][Cin] is the same for all taps. */
+/* out[0..count) = W[row][first .. first + count), W taken as a matrix of dim[0] rows, as it is stored or is to be
+ * (--fp8). Low-rank updates are added here, in the order of the files: W += scale * up[row][r] * down[r], r in order;
+ * down [rank][Cin] of a convolution [Cout][taps][Cin] is the same for all taps. The matrix on disk stays as it is. */
 void weight_row(weight w, int64_t row, int64_t first, int64_t count, real *out)
 {
-    int64_t width = weight_count(w) / w.dim[0];
-    widen_part(w, row * width + first, count, out);
-    for (const lora *l = w.lora; l; l = l->next)        /* the matrix on disk stays as it is; merged rows exist here only */
+    int64_t at_row = row ? row * (weight_count(w) / w.dim[0]) : 0;
+    widen(w.data + (at_row + first) * (dtype_bits[w.type] / 8), w.type, count, out);
+    if (w.fp8)
+        round_fp8(out, count, w.fp8);
+    for (const lora *l = w.lora; l; l = l->next)
         for (int64_t r = 0; r < l->up.dim[1]; r++) {
             real up, down[CHUNK];
             weight_row(l->up, row, r, 1, &up);
@@ -374,18 +386,15 @@ void weight_row(weight w, int64_t row, int64_t first, int64_t count, real *out)
         }
 }
 
-/* A whole parameter (bias, norm weight, table), widened into the arena: these are small and read often. NULL for an absent
- * one, and while planning. */
+/* A whole small parameter (bias, norm weight, table), widened into the arena. NULL if absent, and while planning. */
 real *weight_vector(arena *a, weight w)
 {
     if (!w.data)
         return NULL;
     int64_t n = weight_count(w), rows = w.lora ? w.dim[0] : 1;
     real *out = arena_alloc(a, (size_t)n, sizeof(real));
-    for (int64_t row = 0; row < rows && out && w.lora; row++)
+    for (int64_t row = 0; row < rows && out; row++)
         weight_row(w, row, 0, n / rows, out + row * (n / rows));
-    if (out && !w.lora)
-        widen_part(w, 0, n, out);
     return out;
 }
 
@@ -402,8 +411,7 @@ weight weight_rows(weight w, int64_t first, int64_t count)
  * Libraries differ in the last bit of exp, sin, log and erf, and so would our results from one machine to the next.
  * These are built from operations that IEEE 754 rounds in one way only: + - * / sqrt, fma, and moves of bits. exp2 is
  * in the inner loop of softmax and of every activation, so it exists in `real`; the others fill tables or gates and
- * compute in double for both builds, which then share one text. tests/unit.c sweeps each against libm and asserts the
- * accuracy that its comment states.
+ * compute in double for both builds, which then share one text. tests/unit.c sweeps each against libm.
  */
 
 /* ln 2 as the nearest double and what that leaves out; log2 e. */
@@ -412,33 +420,34 @@ weight weight_rows(weight w, int64_t first, int64_t count)
 #define LOG2_E 0x1.71547652b82fep+0
 
 /* 2^x in `real`, for softmax and the activations: no branch, no conversion, so that loops over it become vectors.
+ * Formula: 2^x = 2^n 2^f = 2^n sum_i (f ln 2)^i / i!
  * Method:  x = n + f with |f| <= 1/2; 2^f by its Taylor series (degree 7 in float, 13 in double), times 2^n. Adding
  *          1.5 * 2^23 (2^52) rounds x to n and leaves n in the low bits of the sum, from where it is shifted into an
  *          exponent: n + 127 (1023) there, so that -127 (-1023) gives the number 0 and 128 (1024) infinity.
  * Special: 0 from x < -126.5 (-1022.5) down, infinity from x >= 128 (1024) up, nan nan.
- * Accuracy: relative error below 1.5e-7 in float, 4e-16 in double. */
-static inline real exp2_inline(real x)
+ * Accuracy: relative error below 1.5e-7 in float, 4e-16 in double, wherever 2^x is a normal number. */
+static inline real exp2_real(real x)
 {
     static const real c[] = { 1, (real)0x1.62e42fefa39efp-1, (real)0x1.ebfbdff82c58fp-3, (real)0x1.c6b08d704a0cp-5,
-        (real)0x1.3b2ab6fba4e77p-7, (real)0x1.5d87fe78a6731p-10, (real)0x1.430912f86c787p-13, (real)0x1.ffcbfc588b0c7p-17,
-        (real)0x1.62c0223a5c824p-20, (real)0x1.b5253d395e7c4p-24, (real)0x1.e4cf5158b8ecap-28, (real)0x1.e8cac7351bb25p-32,
-        (real)0x1.c3bd650fc299p-36, (real)0x1.816193166d0f9p-40 };
+        (real)0x1.3b2ab6fba4e77p-7, (real)0x1.5d87fe78a6731p-10, (real)0x1.430912f86c787p-13,
+        (real)0x1.ffcbfc588b0c7p-17, (real)0x1.62c0223a5c824p-20, (real)0x1.b5253d395e7c4p-24,
+        (real)0x1.e4cf5158b8ecap-28, (real)0x1.e8cac7351bb25p-32, (real)0x1.c3bd650fc299p-36,
+        (real)0x1.816193166d0f9p-40 };
     const bool single = sizeof(real) == sizeof(float);
-    const real low = single ? -127 : -1023, high = single ? 128 : 1024, round = single ? (real)0x1.8p23 : (real)0x1.8p52;
+    const real low = single ? -127 : -1023, high = single ? 128 : 1024;
+    const real round = single ? (real)0x1.8p23 : (real)0x1.8p52;
     x = x < low ? low : x;
     x = x > high ? high : x;
-    real sum = x + round, f = x - (sum - round), p = single ? c[7] : c[13], scale;
+    real sum = x + round, f = x - (sum - round), p = single ? c[7] : c[13];
     UNROLL for (int i = single ? 6 : 12; i >= 0; i--)
         p = fma_real(p, f, c[i]);
-    if (single)
-        scale = (real)bits_float((float_bits((float)sum) + 127) << 23);
-    else
-        scale = (real)bits_double((double_bits((double)sum) + 1023) << 52);
-    return p * scale;
+    return p * (single ? (real)bits_float((float_bits((float)sum) + 127) << 23)
+                       : (real)bits_double((double_bits((double)sum) + 1023) << 52));
 }
-static real exp2_real(real x) { return exp2_inline(x); }
 
-/* e^x. Method: x = n ln2 + r, |r| <= 0.35, ln2 in two parts; Taylor to r^14; times 2^n. For tables: |x| < 700.
+/* Formula: e^x = 2^n e^r, x = n ln 2 + r
+ * Method:  |r| <= 0.35, ln 2 in two parts; Taylor series to r^14; times 2^n by the exponent's bits.
+ * Special: none; |x| <= 700, so that n stays an exponent.
  * Accuracy: relative error below 3e-16. */
 double exp_own(double x)
 {
@@ -450,8 +459,10 @@ double exp_own(double x)
     return p * bits_double((uint64_t)((int64_t)n + 1023) << 52);
 }
 
-/* ln x for normal x > 0. Method: x = 2^e m, sqrt(1/2) <= m < sqrt(2), s = (m - 1)/(m + 1), ln m = 2 (s + s^3/3 + ...
- * to s^25), plus e ln2 in two parts. ln 0 is -infinity. Accuracy: below 3e-16 relative, 1e-16 absolute near 1. */
+/* Formula: ln x = e ln 2 + ln m = e ln 2 + 2 (s + s^3/3 + s^5/5 + ...), x = 2^e m, s = (m - 1)/(m + 1)
+ * Method:  sqrt(1/2) <= m < sqrt(2), so that |s| < 0.18; the series to s^25; ln 2 in two parts.
+ * Special: -infinity for 0; other x must be positive and normal.
+ * Accuracy: relative error below 3.5e-16. */
 double log_own(double x)
 {
     if (x == 0)
@@ -470,10 +481,12 @@ double log_own(double x)
     return fma((double)e, LN2_HI, 2 * s + tail);
 }
 
-/* Method:  |x| < 2: 2/sqrt(pi) e^(-x^2) x sum_n t^n / (3 * 5 * ... * (2n + 1)), t = 2 x^2: every term is positive,
- *          nothing cancels; terms until they no longer count. Beyond: 1 - e^(-x^2)/sqrt(pi) / (x + (1/2)/(x + (2/2)/
- *          (x + ...))), 60 levels.
- * Special: 1 and -1 from |x| = 6; nan nan. Accuracy: relative error below 1.2e-15. */
+/* Formula: erf x = 2/sqrt(pi) e^(-x^2) x sum_n t^n / (3 * 5 * ... * (2n + 1)), t = 2 x^2,
+ *                = 1 - e^(-x^2)/sqrt(pi) / (x + (1/2)/(x + (2/2)/(x + (3/2)/(x + ...))))
+ * Method:  |x| < 2: the first; every term is positive, nothing cancels; terms until they no longer count. Beyond: the
+ *          second, 60 levels.
+ * Special: 1 and -1 from |x| = 6; nan nan.
+ * Accuracy: relative error below 1.4e-15. */
 static double erf_own(double x)
 {
     double size = fabs(x), below = 0;
@@ -493,8 +506,10 @@ static double erf_own(double x)
     return 1.12837916709551257390 * exp_own(-x * x) * x * sum;
 }
 
-/* Method: x = k pi/2 + r, pi/2 in three parts, |r| <= 0.79; Taylor series of both; swapped and signed by k mod 4.
- * For |x| < 1e5. Accuracy: absolute error below 2e-16. */
+/* Formula: sin r = r - r^3/3! + ..., cos r = 1 - r^2/2! + ..., x = k pi/2 + r
+ * Method:  |r| <= 0.79, pi/2 in two parts; both series to r^19 and r^18; swapped and signed by k mod 4.
+ * Special: none; |x| < 1e5.
+ * Accuracy: absolute error below 2e-16. */
 void sincos_own(double x, double *sine, double *cosine)
 {
     double k = rint(x * 0.63661977236758134308);
@@ -508,6 +523,31 @@ void sincos_own(double x, double *sine, double *cosine)
     int quarter = (int)((int64_t)k & 3);
     *sine = quarter == 0 ? s : quarter == 1 ? c : quarter == 2 ? -s : -c;
     *cosine = quarter == 0 ? c : quarter == 1 ? -s : quarter == 2 ? -c : s;
+}
+
+/* ---------------------------------------------------------------- products: y = x W^T + b, the definition
+ *
+ * The textbook loops (this, conv_plain, attention_plain) are short, slow, and the same bits as the kernels, which
+ * tests/unit.c compares by memcmp. Whoever ports this program needs only these to get the same numbers.
+ * Why chunks of 256: one chain of K additions has an error that grows with sqrt(K); a sum of partial sums grows with
+ * sqrt(256) + sqrt(K / 256). At K = 2816 that was measured as three times less, at 12288 as six times. And 256 terms
+ * are what a micro-kernel works off before its operands leave the first-level cache.
+ */
+
+/* y [m][n] = b [n] + x [m][k] w [n][k]^T. b may be NULL. */
+void linear_plain(real *y, const real *x, const real *w, const real *b, int64_t m, int64_t n, int64_t k)
+{
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            real acc = b ? b[j] : 0;
+            for (int64_t first = 0; first < k; first += CHUNK) {
+                real s = 0;
+                for (int64_t c = first; c < smaller(first + CHUNK, k); c++)
+                    s = fma_real(x[i * k + c], w[j * k + c], s);
+                acc = acc + s;
+            }
+            y[i * n + j] = acc;
+        }
 }
 
 /* ---------------------------------------------------------------- the micro-kernel
@@ -543,7 +583,7 @@ enum { MR = 4, NV = 4 };
 #endif
 
 #ifdef VECTOR_BYTES
-/* A GNU vector: + - * work on it lane by lane in any compiler that has the attribute; fma needs the instruction's name. */
+/* A GNU vector: + - * work lane by lane in any compiler that has the attribute; fma needs the instruction's name. */
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
 static inline vec vec_fma(vec a, vec b, vec c) { return VECTOR_FMA(a, b, c); }
 static inline vec vec_all(real x) { return x - (vec){ 0 }; }        /* x - 0 is x, also for x = -0 */
@@ -552,13 +592,12 @@ typedef real vec;
 static inline vec vec_fma(vec a, vec b, vec c) { return fma_real(a, b, c); }
 static inline vec vec_all(real x) { return x; }
 #endif
-static inline vec vec_load(const real *p) { vec v; memcpy(&v, p, sizeof v); return v; }
 
-/* AVX-512: 14 x 2 accumulators of 16 floats, 2 vectors of W, 1 broadcast, of 32 registers. AVX2: 6 x 2 of 16. NEON: 12 x 2
- * of 32. NR is a power of two. Fewer would leave multiply-adds waiting for each other (4 cycles, two a cycle), more would spill. */
+/* AVX-512: 14 x 2 accumulators, 2 vectors of W, 1 broadcast, of 32 registers. AVX2: 6 x 2 of 16. NEON: 12 x 2 of 32.
+ * Fewer would leave multiply-adds waiting for each other (4 cycles, two a cycle), more would spill. */
 enum {
     LANES = sizeof(vec) / sizeof(real),
-    NR = NV * LANES,            /* outputs in a row of the tile */
+    NR = NV * LANES,            /* outputs in a row of the tile, a power of two */
     LOW = 4,                    /* rows of the lowest tile */
     STRIDE = CHUNK + 16,        /* row stride of the copied operand: 272 avoids the 4 KB that caches alias on */
 };
@@ -566,14 +605,15 @@ enum {
 /* tile[r][0 .. vectors * LANES) = sum over k < count of a[r][k] * b[k][...], from 0, in order. a: [rows][STRIDE];
  * b: [count][vectors * LANES]; tile: [rows][NR]. rows and vectors are constants where it is inlined, so that all sums
  * stay in registers. */
-static ALWAYS_INLINE void micro_tile(int64_t count, const real *a, const real *b, real *tile, const int rows, const int vectors)
+#define OPERANDS int64_t count, const real *a, const real *b, real *tile
+static ALWAYS_INLINE void micro_tile(OPERANDS, const int rows, const int vectors)
 {
 #define EACH_ROW UNROLL for (int r = 0; r < MR; r++) if (r < rows)
 #define EACH_VECTOR UNROLL for (int v = 0; v < NV; v++) if (v < vectors)
     vec acc[MR][NV], w[NV];
     EACH_ROW EACH_VECTOR acc[r][v] = vec_all(0);
     for (int64_t k = 0; k < count; k++) {
-        EACH_VECTOR w[v] = vec_load(b + (k * vectors + v) * LANES);
+        EACH_VECTOR memcpy(&w[v], b + (k * vectors + v) * LANES, sizeof(vec));
         EACH_ROW {
             vec x = vec_all(a[r * STRIDE + k]);
             EACH_VECTOR acc[r][v] = vec_fma(x, w[v], acc[r][v]);
@@ -585,22 +625,23 @@ static ALWAYS_INLINE void micro_tile(int64_t count, const real *a, const real *b
 }
 
 /* One function for each shape of a tile: whole, half and low ones for the last rows, narrow for the last outputs. */
-typedef void micro_kernel(int64_t count, const real *a, const real *b, real *tile);
-static void micro_full(int64_t count, const real *a, const real *b, real *tile) { micro_tile(count, a, b, tile, MR, NV); }
-static void micro_half(int64_t count, const real *a, const real *b, real *tile) { micro_tile(count, a, b, tile, MR / 2, NV); }
-static void micro_low(int64_t count, const real *a, const real *b, real *tile) { micro_tile(count, a, b, tile, LOW, NV); }
-static void micro_narrow(int64_t count, const real *a, const real *b, real *tile) { micro_tile(count, a, b, tile, MR, 1); }
+typedef void micro_kernel(OPERANDS);
+static void micro_full(OPERANDS) { micro_tile(count, a, b, tile, MR, NV); }
+static void micro_half(OPERANDS) { micro_tile(count, a, b, tile, MR / 2, NV); }
+static void micro_low(OPERANDS) { micro_tile(count, a, b, tile, LOW, NV); }
+static void micro_narrow(OPERANDS) { micro_tile(count, a, b, tile, MR, 1); }
 
-/* The smallest kernel for that many rows. */
-static micro_kernel *micro_for(int64_t rows) { return rows <= LOW ? micro_low : rows <= MR / 2 ? micro_half : micro_full; }
+/* The smallest kernel for n rows. */
+static micro_kernel *micro_for(int64_t n) { return n <= LOW ? micro_low : n <= MR / 2 ? micro_half : micro_full; }
 
-/* ---------------------------------------------------------------- products: y = x W^T + b
+/* ---------------------------------------------------------------- products: the driver
  *
  * linear and conv are the same product; they differ in how rows of x are found.
  *
- * Method:  for every panel of up to BLOCK_N outputs the threads first pack W together, widened, as [chunk][n / NR][k][NR].
- *          Then each takes tasks of up to BLOCK_M rows and walks the chunks; in each it copies MR rows of x beside each
- *          other, runs a tile for every NR outputs, and adds it to y.
+ * Formula: y[m][n] = b[n] + sum over chunks of (sum over the chunk's k of x[m][k] W[n][k])
+ * Method:  for every panel of up to BLOCK_N outputs the threads first pack W together, widened, as [chunk][n / NR][k]
+ *          [NR]. Then each takes tasks of up to BLOCK_M rows and walks the chunks; in each it copies MR rows of x
+ *          beside each other, runs a tile for every NR outputs, and adds it to y.
  * Special: taps of a convolution that are padding in all rows of a tile are not computed: fma(0, w, s) is s. Lanes and
  *          rows beyond n and m are computed and thrown away.
  * Accuracy: linear_plain's and conv_plain's bits, whatever MR, NR and the blocks are (tests/unit.c, by memcmp).
@@ -617,13 +658,13 @@ typedef struct product {
     const struct conv_rows *conv;
 } product;
 
-/* Rows of a task and outputs of a panel at the most: a chunk of the panel, 512 x 256 floats, and a task's outputs stay in
- * the second-level cache (1 MB) while the task walks the chunks. */
+/* Rows of a task and outputs of a panel at the most: a chunk of the panel, 512 x 256 floats, and a task's outputs stay
+ * in the second-level cache (1 MB) while the task walks the chunks. */
 enum { BLOCK_M = 160 / MR * MR, BLOCK_N = 512, PANEL = 1 << 22 };     /* PANEL: reals, for the shared cache */
 
-/* Scratch of one thread, in reals: copied rows of x, one tile; widened rows of W, one a lane, and PIECE columns of them
- * on their way round. */
-enum { ROWS = MR * STRIDE, TILE = MR * NR, PIECE = 64, WIDE = NR * STRIDE, PRODUCT_SCRATCH = ROWS + TILE + WIDE + 2 * NR * PIECE };
+/* Scratch of a thread, in reals: copied rows of x, one tile; widened rows of W, PIECE columns of them turned. */
+enum { ROWS = MR * STRIDE, TILE = MR * NR, PIECE = 64, WIDE = NR * STRIDE };
+enum { PRODUCT_SCRATCH = ROWS + TILE + WIDE + 2 * NR * PIECE };
 
 /* A group of NR outputs that has only LANES or fewer left is packed and run narrow. */
 static int group_width(int64_t left) { return left <= LANES ? LANES : NR; }
@@ -637,10 +678,10 @@ static void interleave(real *restrict out, const real *restrict a, const real *r
     }
 }
 
-/* out[k][i] = rows[i][k], i < width, k < count: a matrix on its side. rows lie `distance` apart; width is a power of two.
+/* out[k][i] = rows[i][k], i < width, k < count: a matrix on its side. rows lie `distance` apart; width is a power of
+ * two; spare is twice as large as out.
  * Method: halves the rows, interleaving row i of the upper half with row i of the lower, until one is left. Each time a
- * bit of i, the highest left, moves behind k: [i2 i1 i0 k] [i1 i0 k i2] [i0 k i2 i1] [k i2 i1 i0]. Whole vectors move.
- * spare: twice as large as out. */
+ * bit of i, the highest left, moves behind k: [i2 i1 i0 k] [i1 i0 k i2] [i0 k i2 i1] [k i2 i1 i0]. */
 static void turn(const real *rows, int64_t distance, int width, int64_t count, real *spare, real *out)
 {
     int64_t size = width * count;
@@ -655,17 +696,17 @@ static void turn(const real *rows, int64_t distance, int width, int64_t count, r
     }
 }
 
-/* W[n0 + i][first + k] to panel[k][i] for i < width; rows beyond n are zero. scratch: WIDE + 2 NR PIECE. */
-static void pack_group(const product *p, int64_t n0, int width, int64_t first, int64_t count, real *panel, real *scratch)
+/* W[n0 + i][first + k] to out[k][i] for i < width; rows beyond n are zero. spare: WIDE + 2 NR PIECE. */
+static void pack_group(const product *p, int64_t n0, int width, int64_t first, int64_t count, real *out, real *spare)
 {
     for (int i = 0; i < width; i++) {
         if (n0 + i < p->n)
-            weight_row(p->w, n0 + i, first, count, scratch + i * STRIDE);
+            weight_row(p->w, n0 + i, first, count, spare + i * STRIDE);
         else
-            memset(scratch + i * STRIDE, 0, (size_t)count * sizeof(real));
+            memset(spare + i * STRIDE, 0, (size_t)count * sizeof(real));
     }
     for (int64_t k = 0; k < count; k += PIECE)
-        turn(scratch + k, STRIDE, width, smaller(PIECE, count - k), scratch + WIDE, panel + k * width);
+        turn(spare + k, STRIDE, width, smaller(PIECE, count - k), spare + WIDE, out + k * width);
 }
 
 /* Adds a tile to y, whose first chunk begins with the bias. */
@@ -680,9 +721,9 @@ static void add_tile(const product *p, int64_t m, int64_t rows, int64_t n, const
     }
 }
 
-/* Asks the caches for what is needed after a tile: the outputs of rows [m, m + rows) that it is added to, and a row of the
- * next rows of x, that is row `next` of them. A convolution's are near already. */
-static void product_fetch(const product *p, int64_t m, int64_t rows, int64_t n, int64_t next, int64_t first, int64_t count)
+/* Asks the caches for what is needed after a tile: the outputs of rows [m, m + rows) that it is added to, and row
+ * `next` of the next rows of x. A convolution's are near already. */
+static void prefetch(const product *p, int64_t m, int64_t rows, int64_t n, int64_t next, int64_t first, int64_t count)
 {
     for (int64_t r = 0; r < rows; r++)
         PREFETCH(p->y + (m + r) * p->n + n);
@@ -692,22 +733,23 @@ static void product_fetch(const product *p, int64_t m, int64_t rows, int64_t n, 
 }
 
 /* Outputs [m0, m1) x [n0, n1). panel: W of these columns, packed; groups of NR columns lie NR * count apart. */
-static void product_block(const product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, const real *panel, real *scratch)
+static void product_block(const product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, const real *panel,
+                          real *scratch)
 {
     real *rows = scratch, *tile = rows + ROWS;
     int64_t columns = divide_up(n1 - n0, NR) * NR;
     memset(rows, 0, ROWS * sizeof(real));       /* rows beyond m are computed and thrown away: let them be numbers */
-    for (int64_t first = 0; first < p->k; first += CHUNK) {         /* outermost: y takes one partial sum a chunk, in order */
+    for (int64_t first = 0; first < p->k; first += CHUNK) {     /* outermost: y takes a partial sum a chunk, in order */
         int64_t count = smaller(CHUNK, p->k - first);
-        for (int64_t m = m0; m < m1; m += MR) {                     /* the chunk of the panel stays in the second cache */
+        for (int64_t m = m0; m < m1; m += MR) {                 /* the chunk of the panel stays in the second cache */
             int64_t high = smaller(MR, m1 - m);
             micro_kernel *kernel = micro_for(high);
             range k = p->copy(p, m, high, first, count, rows);
-            for (int64_t n = n0; n < n1; n += NR) {                 /* the rows stay in the first */
+            for (int64_t n = n0; n < n1; n += NR) {             /* the rows stay in the first */
                 int width = group_width(n1 - n);
-                product_fetch(p, m, high, n, (n - n0) / NR, first, count);
-                (width == NR ? kernel : micro_narrow)(k.end - k.begin, rows + k.begin,
-                                                      panel + first * columns + (n - n0) * count + k.begin * width, tile);
+                prefetch(p, m, high, n, (n - n0) / NR, first, count);
+                const real *packed = panel + first * columns + (n - n0) * count + k.begin * width;
+                (width == NR ? kernel : micro_narrow)(k.end - k.begin, rows + k.begin, packed, tile);
                 add_tile(p, m, high, n, tile, first == 0);
             }
         }
@@ -763,11 +805,13 @@ void linear_to(arena *a, tensor y, tensor x, layer l)
     weight w = l.weight, b = l.bias;
     size_t mark = arena_mark(a);
     int64_t k = x.dim[x.ndim - 1], n = w.dim[0], m = k ? tensor_count(x) / k : 0;
-    if (weight_count(w) != n * k || y.dim[y.ndim - 1] != n || tensor_count(y) != m * n || (b.data && weight_count(b) != n))
+    if (weight_count(w) != n * k || y.dim[y.ndim - 1] != n || tensor_count(y) != m * n ||
+        (b.data && weight_count(b) != n))
         die(SYSTEM_ERROR, "internal: linear %s: input has %lld columns, weight is %lld x %lld", w.key, (long long)k,
             (long long)n, (long long)(n ? weight_count(w) / n : 0));
     const real *bias = weight_vector(a, b);
-    product_run(a, &(product){ .m = m, .n = n, .k = k, .w = w, .bias = bias, .y = y.data, .copy = linear_copy, .x = x.data });
+    product_run(a, &(product){ .m = m, .n = n, .k = k, .w = w, .bias = bias, .y = y.data,
+                               .copy = linear_copy, .x = x.data });
     arena_reset(a, mark);
 }
 
@@ -783,11 +827,13 @@ tensor linear(arena *a, tensor x, layer l)
 
 /* ---------------------------------------------------------------- convolution
  *
- *     y[t][y][x][o] = b[o] + sum over dt, dy, dx, c of x[st t + dt - front][sy y + dy - pad][sx x + dx - pad][c] w[o][dt][dy][dx][c]
- *
- * No padded copy of the input is made and no matrix of neighbourhoods: a row of the product's left operand is found
- * pixel by pixel (conv_pixel), with zeros or other frames where it leaves the video. Nearest-neighbour enlarging before
- * a convolution (up = 2) is a division of the coordinates in the same place.
+ * Formula: y[t][y][x][o] = b[o] + sum over dt, dy, dx, c in order of
+ *                          x[st t + dt - front][sy y + dy - pad][sx x + dx - pad][c] w[o][dt][dy][dx][c]
+ * Method:  the product y = x W^T, k = (dt, dy, dx, c). No padded copy of the input is made and no matrix of
+ *          neighbourhoods: a row of the left operand is found pixel by pixel (conv_pixel), with zeros or other frames
+ *          where it leaves the video. Nearest-neighbour enlarging before a convolution (up = 2) is a division of the
+ *          coordinates in the same place.
+ * Accuracy: conv_plain's bits.
  *
  * Frames that a kernel of 3 sees in front of frame 0, by mode (C are frames that the slice before has left):
  *
@@ -842,6 +888,32 @@ static const real *conv_tap_line(const conv_rows *c, int64_t t, int64_t y, int64
     return conv_line(c, t * c->s.stride[0] + dt - conv_front(&c->s), y * c->s.stride[1] + dy - c->s.pad);
 }
 
+/* y [T'][H'][W'][Cout] from x [T][H][W][Cin] and w [Cout][taps][Cin]: k counts (tap, channel); taps on zero padding
+ * contribute nothing. in: T H W Cin; out: T' H' W' Cout. */
+void conv_plain(real *y, const real *x, const real *w, const real *b, const int64_t in[4], const int64_t out[4],
+                conv_spec s)
+{
+    conv_rows c = { .x = x, .in = { in[0], in[1], in[2], in[3] }, .out = { out[0], out[1], out[2] }, .s = s };
+    int64_t k = s.kernel[0] * s.kernel[1] * s.kernel[2] * in[3];
+    for (int64_t i = 0; i < out[0] * out[1] * out[2] * out[3]; i++) {
+        int64_t row = i / out[3], o = i % out[3];
+        real acc = b ? b[o] : 0;
+        for (int64_t first = 0; first < k; first += CHUNK) {
+            real sum = 0;
+            for (int64_t j = first; j < smaller(first + CHUNK, k); j++) {
+                int64_t tap = j / in[3], dx = tap % s.kernel[2];
+                int64_t dy = tap / s.kernel[2] % s.kernel[1], dt = tap / s.kernel[2] / s.kernel[1];
+                const real *line = conv_tap_line(&c, row / out[2] / out[1], row / out[2] % out[1], dt, dy);
+                const real *pixel = conv_pixel(&c, line, row % out[2] * s.stride[2] + dx - s.pad);
+                if (pixel)
+                    sum = fma_real(pixel[j % in[3]], w[o * k + j], sum);
+            }
+            acc = acc + sum;
+        }
+        y[i] = acc;
+    }
+}
+
 /* k = (tap, channel), tap = (dt, dy, dx): a piece of a row is whole pixels and parts of pixels. */
 static range conv_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
 {
@@ -864,8 +936,10 @@ static range conv_copy(const product *p, int64_t row, int64_t rows, int64_t firs
             }
             if (++x == c->out[2]) {             /* the next row is the next pixel */
                 x = 0;
-                if (++y == c->out[1])
-                    y = 0, t++;
+                if (++y == c->out[1]) {
+                    y = 0;
+                    t++;
+                }
                 line = conv_tap_line(c, t, y, dt, dy);
             }
         }
@@ -890,13 +964,14 @@ void conv(arena *a, tensor y, tensor x, conv_spec s, layer l)
     weight w = l.weight;
     int64_t taps = s.kernel[0] * s.kernel[1] * s.kernel[2], cin = x.dim[3];
     if (x.ndim != 4 || y.ndim != 4 || w.dim[1] != taps || w.dim[2] != cin || y.dim[3] != w.dim[0])
-        die(SYSTEM_ERROR, "internal: conv %s: input has %lld channels, weight is %lld x %lld x %lld", w.key, (long long)cin,
-            (long long)w.dim[0], (long long)w.dim[1], (long long)w.dim[2]);
+        die(SYSTEM_ERROR, "internal: conv %s: input has %lld channels, weight is %lld x %lld x %lld", w.key,
+            (long long)cin, (long long)w.dim[0], (long long)w.dim[1], (long long)w.dim[2]);
     size_t mark = arena_mark(a);
     const real *bias = weight_vector(a, l.bias);
-    conv_rows c = { .x = x.data, .in = { x.dim[0], x.dim[1], x.dim[2], cin }, .out = { y.dim[0], y.dim[1], y.dim[2] }, .s = s };
-    product_run(a, &(product){ .m = y.dim[0] * y.dim[1] * y.dim[2], .n = w.dim[0], .k = taps * cin, .w = w, .bias = bias,
-                               .y = y.data, .copy = conv_copy, .conv = &c });
+    conv_rows c = { .x = x.data, .in = { x.dim[0], x.dim[1], x.dim[2], cin },
+                    .out = { y.dim[0], y.dim[1], y.dim[2] }, .s = s };
+    product_run(a, &(product){ .m = y.dim[0] * y.dim[1] * y.dim[2], .n = w.dim[0], .k = taps * cin, .w = w,
+                               .bias = bias, .y = y.data, .copy = conv_copy, .conv = &c });
     if (x.data && (s.time == PAD_CACHE_FIRST || s.time == PAD_CACHE_NEXT))
         conv_remember(&c);
     arena_reset(a, mark);
@@ -904,13 +979,70 @@ void conv(arena *a, tensor y, tensor x, conv_spec s, layer l)
 
 /* ---------------------------------------------------------------- attention
  *
- * Online softmax over chunks of 256 keys (Milakov and Gimelshein; FlashAttention): nothing of the size tokens x tokens
- * is ever stored. Lanes are queries. For a block of up to 256 queries of one head:
- *     pass 1   S^T [keys][queries] = K rows (broadcast) x packed Q^T         the micro-kernel
- *     pass 2   down the keys, in order: maximum, exp2, sum                   vertical loops
- *     pass 3   O^T [head][queries] = O^T a + V^T rows (broadcast) x P^T      the micro-kernel
+ * Formula: y_i = sum_j p_ij v_j / sum_j p_ij, p_ij = e^(q_i k_j / sqrt(head)), every p relative to the row's maximum
+ * Method:  online softmax over chunks of 256 keys (Milakov and Gimelshein; FlashAttention): nothing of the size tokens
+ *          x tokens is ever stored. Lanes are queries. For a block of up to 256 queries of one head:
+ *              pass 1   S^T [keys][queries] = K rows (broadcast) x packed Q^T         the micro-kernel
+ *              pass 2   down the keys, in order: maximum, exp2, sum                   vertical loops
+ *              pass 3   O^T [head][queries] = O^T a + V^T rows (broadcast) x P^T      the micro-kernel
+ * Special: the first chunk's maximum before it is -infinity, so that what was before shrinks to 0. A score that is nan
+ *          is passed over by the maximum and comes back through p.
+ * Accuracy: attention_plain's bits.
  */
-enum { QUERIES = CHUNK / NR * NR };     /* queries in a block, whole tiles */
+
+/* Softmax in base 2: e^(q k / sqrt(head)) = 2^(q k log2(e) / sqrt(head)), the factor rounded once and put into q. */
+static real attention_scale(int64_t head) { return (real)(LOG2_E / sqrt((double)head)); }
+
+/* One query row of `head` numbers against nk keys: scores s [nk], already in base 2. v, y: rows `stride` apart. The
+ * maximum is carried from chunk to chunk; what was added under an older one shrinks by 2^(old - new). */
+static void attention_plain_row(real *y, const real *s, const real *v, int64_t nk, int64_t head, int64_t stride)
+{
+    real max = -(real)INFINITY, sum = 0;
+    for (int64_t d = 0; d < head; d++)
+        y[d] = 0;
+    for (int64_t first = 0; first < nk; first += CHUNK) {
+        int64_t end = smaller(first + CHUNK, nk);
+        real highest = max, total = 0;
+        for (int64_t j = first; j < end; j++)
+            highest = s[j] > highest ? s[j] : highest;
+        real shrink = exp2_real(max - highest);
+        for (int64_t j = first; j < end; j++)
+            total += exp2_real(s[j] - highest);
+        for (int64_t d = 0; d < head; d++) {
+            real o = 0;
+            for (int64_t j = first; j < end; j++)
+                o = fma_real(v[j * stride + d], exp2_real(s[j] - highest), o);
+            y[d] = fma_real(y[d], shrink, o);
+        }
+        sum = fma_real(sum, shrink, total);
+        max = highest;
+    }
+    for (int64_t d = 0; d < head; d++)
+        y[d] = y[d] / sum;
+}
+
+/* One sequence: q, y [nq][heads * head]; k, v [nk][heads * head]. Head by head, query by query. */
+void attention_plain(real *y, const real *q, const real *k, const real *v, int64_t nq, int64_t nk, int64_t heads,
+                     int64_t head)
+{
+    int64_t width = heads * head;
+    real *scaled = allocate((size_t)head, sizeof(real)), *scores = allocate((size_t)nk, sizeof(real));
+    for (int64_t i = 0; i < nq; i++)
+        for (int64_t h = 0; h < heads; h++) {
+            for (int64_t d = 0; d < head; d++)
+                scaled[d] = q[i * width + h * head + d] * attention_scale(head);
+            for (int64_t j = 0; j < nk; j++)
+                linear_plain(scores + j, scaled, k + j * width + h * head, NULL, 1, 1, head);
+            attention_plain_row(y + i * width + h * head, scores, v + h * head, nk, head, width);
+        }
+    free(scaled);
+    free(scores);
+}
+
+enum {
+    QUERIES = CHUNK / NR * NR,  /* in a block, whole tiles */
+    KEYS = CHUNK + MR,          /* rows of scores: the last tile may overhang */
+};
 
 typedef struct {
     const real *q, *k, *v;      /* of this sequence and head; rows `stride` apart */
@@ -918,8 +1050,6 @@ typedef struct {
     int64_t nq, nk, head, stride;
     real scale;                 /* log2(e) / sqrt(head) */
 } attention_task;
-
-enum { KEYS = CHUNK + MR };     /* rows of scores: the last tile may overhang */
 
 /* Scratch of one thread, in reals; each part holds QUERIES columns in tiles of NR:
  *     q [tile][head][NR]   the block's queries, scaled and turned on their side
@@ -932,9 +1062,7 @@ static size_t attention_reals(int64_t head) { return (size_t)(QUERIES * (2 * hea
 
 static attention_scratch attention_parts(real *p, int64_t head)
 {
-    attention_scratch s = { .q = p };
-    s.o = s.q + QUERIES * head;
-    s.s = s.o + QUERIES * head;
+    attention_scratch s = { .q = p, .o = p + QUERIES * head, .s = p + 2 * QUERIES * head };
     s.max = s.s + QUERIES * KEYS;
     s.sum = s.max + QUERIES;
     s.shrink = s.sum + QUERIES;
@@ -962,9 +1090,7 @@ static void attention_scores(const attention_task *t, attention_scratch s, int64
 }
 
 /* Pass 2: scores become probabilities relative to the new maximum; shrink is what earlier results are worth now.
- *     m' = max(m, s_j)    shrink = 2^(m - m')    p_j = 2^(s_j - m')    sum = sum * shrink + (p_0 + p_1 + ...)
- * The first chunk has m = -infinity, so that shrink is 0. A score that is nan is passed over by the maximum and comes
- * back through p. */
+ *     m' = max(m, s_j)    shrink = 2^(m - m')    p_j = 2^(s_j - m')    sum = sum * shrink + (p_0 + p_1 + ...) */
 static void attention_softmax(attention_scratch s, int64_t tiles, int64_t keys)
 {
     for (int64_t i = 0; i < tiles; i++) {
@@ -975,13 +1101,13 @@ static void attention_softmax(attention_scratch s, int64_t tiles, int64_t keys)
             for (int l = 0; l < NR; l++)
                 highest[l] = scores[j * NR + l] > highest[l] ? scores[j * NR + l] : highest[l];
         for (int l = 0; l < NR; l++) {
-            shrink[l] = exp2_inline(max[l] - highest[l]);
+            shrink[l] = exp2_real(max[l] - highest[l]);
             max[l] = highest[l];
             total[l] = 0;
         }
         for (int64_t j = 0; j < keys; j++)
             for (int l = 0; l < NR; l++) {
-                scores[j * NR + l] = exp2_inline(scores[j * NR + l] - highest[l]);
+                scores[j * NR + l] = exp2_real(scores[j * NR + l] - highest[l]);
                 total[l] += scores[j * NR + l];
             }
         for (int l = 0; l < NR; l++)
@@ -1030,11 +1156,8 @@ static void attention_block(const attention_task *t, int64_t first, int64_t coun
             t->y[(first + i) * t->stride + d] = s.o[(i / NR * t->head + d) * NR + i % NR] / s.sum[i];
 }
 
-/* Softmax in base 2: e^(q k / sqrt(head)) = 2^(q k log2(e) / sqrt(head)), the factor rounded once and put into q. */
-static real attention_scale(int64_t head) { return (real)(LOG2_E / sqrt((double)head)); }
-
-/* y = softmax(q k^T / sqrt(head)) v for each of `sequences` stacked sequences and each head. q, y [sequences * nq][heads
- * * head]; k, v [sequences * nk][heads * head]. F.scaled_dot_product_attention without mask. */
+/* y = softmax(q k^T / sqrt(head)) v for each of `sequences` stacked sequences and each head.
+ * q, y [sequences * nq][heads * head]; k, v [sequences * nk][heads * head]. F.scaled_dot_product_attention. */
 void attention(arena *a, tensor y, tensor q, tensor k, tensor v, int64_t sequences, int64_t heads)
 {
     int64_t width = q.dim[1], head = width / heads, nq = q.dim[0] / sequences, nk = k.dim[0] / sequences;
@@ -1052,20 +1175,22 @@ void attention(arena *a, tensor y, tensor q, tensor k, tensor v, int64_t sequenc
         attention_task t = { .q = q.data + s * nq * width + h * head, .k = k.data + s * nk * width + h * head,
                              .v = v.data + s * nk * width + h * head, .y = y.data + s * nq * width + h * head,
                              .nq = nq, .nk = nk, .head = head, .stride = width, .scale = attention_scale(head) };
-        attention_block(&t, first, smaller(QUERIES, nq - first), attention_parts(scratch + (size_t)thread_number() * reals, head));
+        attention_block(&t, first, smaller(QUERIES, nq - first),
+                        attention_parts(scratch + (size_t)thread_number() * reals, head));
     }
     arena_reset(a, mark);
 }
 
 /* ---------------------------------------------------------------- activations
  *
- * sigmoid(u) = 1 / (1 + e^-u), and SiLU, quick GELU and the tanh form of GELU are all x sigmoid(something): one exp2 and
- * one division an element, in `real`. Accuracy: 3e-7 relative where the result counts; far on the negative side, where
- * it vanishes, the relative error grows with |x| (2e-6 at x = -20).
+ * Formula: x sigmoid(u) = x / (1 + e^-u): u = x SiLU, 1.702 x quick GELU, 2 sqrt(2/pi) (x + 0.044715 x^3) GELU (tanh)
+ * Method:  one exp2 and one division an element, in `real`; GELU with erf, for the gate alone, in double.
+ * Accuracy: SiLU in float: relative error below 6e-7 for |x| <= 8, 2e-6 at x = -20: far on the negative side, where the
+ *          result vanishes, it grows with |u|.
  */
 
 /* x sigmoid(u), where u comes in base 2: x / (1 + 2^-u). */
-static inline real sigmoid_form(real x, real u) { return x / (1 + exp2_inline(-u)); }
+static inline real sigmoid_form(real x, real u) { return x / (1 + exp2_real(-u)); }
 static inline real silu_one(real x) { return sigmoid_form(x, x * (real)LOG2_E); }
 static inline real quick_gelu_one(real x) { return sigmoid_form(x, x * (real)(1.702 * LOG2_E)); }
 
@@ -1076,17 +1201,18 @@ static inline real gelu_tanh_one(real x)
     return sigmoid_form(x, x * ((real)c + (real)(0.044715 * c) * (x * x)));
 }
 
-/* x (1 + erf(x / sqrt 2)) / 2, in double: it is used for the gate alone. */
-static inline real gelu_erf_one(real x) { return (real)(0.5 * (double)x * (1 + erf_own((double)x * 0.70710678118654752440))); }
+/* x (1 + erf(x / sqrt 2)) / 2. */
+static inline real gelu_erf_one(real x) { return (real)(0.5 * x * (1 + erf_own((double)x * 0.70710678118654752440))); }
 
 /* ---------------------------------------------------------------- norms
  *
- *     y = (x - mean) / sqrt(variance + eps) * weight + bias        variance = mean of (x - mean)^2
- *
- * LayerNorm takes mean and variance over the channels of one token; GroupNorm over a group of channels at all positions
- * of a slice (or of a frame). Sums are in double: a slice has millions of terms, and the float sum of as many would lose
- * more than the rest of the network. One rounding to `real` at the end. Rows of the input are split among threads, a sum
- * never is.
+ * Formula: y = (x - mean) / sqrt(variance + eps) * weight + bias, variance = mean of (x - mean)^2
+ * Method:  two passes, nothing cancels. LayerNorm: over the channels of one token. GroupNorm: over a group of channels
+ *          at all positions of a slice (or of a frame), summed by image rows, then over the rows in order. Rows of the
+ *          input are split among threads, a sum never is.
+ * Special: weight and bias may be absent: 1 and 0.
+ * Accuracy: all in double, one rounding to `real`: a slice has millions of terms, and the float sum of as many would
+ *          lose more than the rest of the network.
  */
 
 /* Eight sums over k mod 8, so that the order is fixed and eight additions are under way at once. */
@@ -1097,7 +1223,7 @@ static inline double sum8_total(sum8 a)
     return ((a.s[0] + a.s[4]) + (a.s[2] + a.s[6])) + ((a.s[1] + a.s[5]) + (a.s[3] + a.s[7]));
 }
 
-/* Mean of n numbers, and 1 / sqrt(mean centred square + eps): two passes, nothing cancels. */
+/* Mean of n numbers, and 1 / sqrt(mean centred square + eps). */
 static void moments(const real *x, int64_t n, double eps, double *mean, double *scale)
 {
     sum8 a = { { 0 } }, b = { { 0 } };
@@ -1112,7 +1238,10 @@ static void moments(const real *x, int64_t n, double eps, double *mean, double *
 }
 
 /* One rounding per element: everything before it is double. */
-static inline real normed(real x, double mean, double scale, double w, double b) { return (real)(((double)x - mean) * scale * w + b); }
+static inline real normed(real x, double mean, double scale, double w, double b)
+{
+    return (real)(((double)x - mean) * scale * w + b);
+}
 
 /* One row of n numbers; weight and bias may be NULL. y may be x. */
 static void norm_row(real *y, const real *x, int64_t n, const real *w, const real *b, double eps)
@@ -1168,8 +1297,8 @@ static void group_row(const group_sums *g, int64_t row, const double *mean, bool
     }
 }
 
-/* Adds the rows' sums of every `span_rows` consecutive rows in order: means [spans][channels], each channel its group's.
- * One thread: the order of rows is part of the definition, and there are few of them. */
+/* Adds the sums of every `span_rows` consecutive rows in order: means [spans][channels], each channel its group's. One
+ * thread: the order of rows is part of the definition, and there are few of them. */
 static void group_gather(const group_sums *g, int64_t span_rows, double *means)
 {
     int64_t size = g->channels / g->groups;
@@ -1184,8 +1313,8 @@ static void group_gather(const group_sums *g, int64_t span_rows, double *means)
 }
 
 /* Normalises one image row, and puts SiLU on it while it is in the cache: a pass over memory less. */
-static void group_apply(const group_sums *g, real *y, int64_t row, const double *mean, const double *scale, const real *w,
-                        const real *b, bool silu)
+static void group_apply(const group_sums *g, real *y, int64_t row, const double *mean, const double *scale,
+                        const real *w, const real *b, bool silu)
 {
     for (int64_t x = 0; x < g->width; x++) {
         const real *in = g->x + (row * g->width + x) * g->channels;
@@ -1203,9 +1332,12 @@ static void group_apply(const group_sums *g, real *y, int64_t row, const double 
 void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, layer l, bool silu)
 {
     size_t mark = arena_mark(a);
-    group_sums g = { .x = x.data, .rows = x.dim[0] * x.dim[1], .width = x.dim[2], .channels = x.dim[3], .groups = groups };
-    if (x.ndim != 4 || g.channels % groups || x.dim[0] % span || tensor_count(x) != tensor_count(y) || weight_count(l.weight) != g.channels)
-        die(SYSTEM_ERROR, "internal: group_norm %s: %lld channels in %lld groups", l.weight.key, (long long)g.channels, (long long)groups);
+    group_sums g = { .x = x.data, .rows = x.dim[0] * x.dim[1], .width = x.dim[2], .channels = x.dim[3],
+                     .groups = groups };
+    if (x.ndim != 4 || g.channels % groups || x.dim[0] % span || tensor_count(x) != tensor_count(y) ||
+        weight_count(l.weight) != g.channels)
+        die(SYSTEM_ERROR, "internal: group_norm %s: %lld channels in %lld groups", l.weight.key,
+            (long long)g.channels, (long long)groups);
     const real *scale = weight_vector(a, l.weight), *shift = weight_vector(a, l.bias);
     int64_t span_rows = span * x.dim[1], n = x.dim[0] / span * g.channels;
     g.sums = arena_alloc(a, (size_t)(g.rows * groups), sizeof(double));
@@ -1226,8 +1358,10 @@ void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, laye
     for (int64_t i = 0; i < n; i++)
         variance[i] = 1 / sqrt(variance[i] + 1e-6);
     PARALLEL_FOR_EVEN
-    for (int64_t row = 0; row < g.rows; row++)
-        group_apply(&g, y.data, row, mean + row / span_rows * g.channels, variance + row / span_rows * g.channels, scale, shift, silu);
+    for (int64_t row = 0; row < g.rows; row++) {
+        int64_t at = row / span_rows * g.channels;
+        group_apply(&g, y.data, row, mean + at, variance + at, scale, shift, silu);
+    }
 }
 
 /* Turns adjacent pairs (2i, 2i + 1) of one head by the angles whose cosine and sine table[i] holds:
@@ -1244,7 +1378,7 @@ static void rotate(real *x, int64_t head, const double *table)
 }
 
 /* x [N][heads * head], in place: LayerNorm over each head, then rotary turning of row n by table[n mod period]
- * [head / 2][cos, sin]; no table: no turning. norm_q, norm_k and apply_rotary_emb of the public attention processors. */
+ * [head / 2][cos, sin]; no table: no turning. norm_q, norm_k, apply_rotary_emb of the public attention processors. */
 void head_norm_rotary(arena *a, tensor x, int64_t heads, layer l, double eps, const double *table, int64_t period)
 {
     size_t mark = arena_mark(a);
@@ -1275,12 +1409,12 @@ void activate(tensor x, activation f)
     PARALLEL_FOR_EVEN
     for (int64_t piece = 0; piece < n; piece += RUN) {
         real *p = x.data + piece;
-        int64_t m = smaller(RUN, n - piece);
+        int64_t count = smaller(RUN, n - piece);
         switch (f) {
-        case SILU:       for (int64_t i = 0; i < m; i++) p[i] = silu_one(p[i]); break;
-        case GELU_TANH:  for (int64_t i = 0; i < m; i++) p[i] = gelu_tanh_one(p[i]); break;
-        case GELU_ERF:   for (int64_t i = 0; i < m; i++) p[i] = gelu_erf_one(p[i]); break;
-        case QUICK_GELU: for (int64_t i = 0; i < m; i++) p[i] = quick_gelu_one(p[i]); break;
+        CASE(SILU, p[i] = silu_one(p[i]));
+        CASE(GELU_TANH, p[i] = gelu_tanh_one(p[i]));
+        CASE(GELU_ERF, p[i] = gelu_erf_one(p[i]));
+        CASE(QUICK_GELU, p[i] = quick_gelu_one(p[i]));
         }
     }
 }
@@ -1289,7 +1423,8 @@ void activate(tensor x, activation f)
 void add(tensor y, tensor x)
 {
     if (tensor_count(y) != tensor_count(x))
-        die(SYSTEM_ERROR, "internal: add %lld elements to %lld", (long long)tensor_count(x), (long long)tensor_count(y));
+        die(SYSTEM_ERROR, "internal: add %lld elements to %lld",
+            (long long)tensor_count(x), (long long)tensor_count(y));
     int64_t n = y.data ? tensor_count(y) : 0;
     bool large = n > SMALL;
     PARALLEL_FOR_EVEN
@@ -1347,8 +1482,7 @@ double burn_peak(arena *a)
  * is float whatever `real` is, and every line is one rounding. torch.randn on a GPU is at the end.
  */
 
-/* torch.Generator(device).manual_seed(seed). On the CPU only the low 32 bits count, on a GPU all 64. A number left over
- * from the pair before is forgotten. */
+/* torch.Generator(device).manual_seed(seed): on the CPU its low 32 bits, on a GPU all 64. Half a pair is forgotten. */
 void generator_seed(generator *g, rng device, uint64_t seed)
 {
     *g = (generator){ .device = device, .seed = seed, .next = 624 };
@@ -1374,20 +1508,21 @@ static uint32_t generator_word(generator *g)
     return y ^ y >> 18;
 }
 
-/* Cephes logf: x = 2^e m, sqrt(1/2) <= m < sqrt(2), ln x = e ln 2 + m' - m'^2/2 + m'^3 P(m') with m' = m - 1, ln 2 in two
- * parts. x > 0. Not our log: torch's draws are defined by it, to the last bit. */
+/* Cephes logf. Not our log: torch's draws are defined by it, to the last bit.
+ * Formula: ln x = e ln 2 + u - u^2/2 + u^3 P(u), x = 2^e m, u = m - 1
+ * Method:  sqrt(1/2) <= m < sqrt(2), ln 2 in two parts, P of degree 8.
+ * Special: none; x > 0. */
 static float cephes_log(float x)
 {
-    static const float c[] = { -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
-                               2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f };
+    static const float c[] = { -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
+                               -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f };
     int exponent;
     float m = frexpf(x, &exponent), e = (float)exponent;
     if (m < 0.70710678f) {
         e -= 1;
-        m = 2 * m - 1;
-    } else {
-        m -= 1;
+        m *= 2;
     }
+    m -= 1;
     float z = m * m, p = 7.0376836292e-2f;
     for (int i = 0; i < 8; i++)
         p = fmaf(p, m, c[i]);
@@ -1397,8 +1532,8 @@ static float cephes_log(float x)
     return fmaf(e, 0.693359375f, m + y);
 }
 
-/* Cephes sincosf for 0 <= t <= 2 pi: j counts eighths of the circle, rounded up to even; x is what is left, pi/4 taken off
- * in three parts; a polynomial for the cosine and one for the sine, swapped and signed by j. */
+/* Cephes sincosf for 0 <= t <= 2 pi: j counts eighths of the circle, rounded up to even; x is what is left, pi/4 taken
+ * off in three parts; a polynomial for the cosine and one for the sine, swapped and signed by j. */
 static void cephes_sincos(float t, float *sine, float *cosine)
 {
     int32_t j = ((int32_t)(t * 1.27323954473516f) + 1) & ~1;
@@ -1484,7 +1619,7 @@ static void box_muller_words(const uint32_t w[2], bool bf16, float out[2])
     }
 }
 
-/* torch.randn on a GPU: every thread t takes four numbers of its own counter at a time and puts them `threads` apart, so
+/* torch.randn on a GPU: every thread t takes four numbers of its own counter at a time and puts them `threads` apart:
  * the size of the GPU is in the numbers. aten/src/ATen/native/cuda/DistributionTemplates.h. */
 static void cuda_randn(generator *g, float *out, int64_t count)
 {
@@ -1504,8 +1639,8 @@ static void cuda_randn(generator *g, float *out, int64_t count)
     g->offset += 4 * (uint64_t)calls;
 }
 
-/* count normal numbers as torch.randn(count) draws them next from this generator. On the CPU two algorithms, as in torch:
- * fewer than 16 numbers come one by one in double, 16 and more in blocks from 24-bit uniforms. */
+/* count normal numbers as torch.randn(count) draws them next from this generator. On the CPU two algorithms: fewer than
+ * 16 numbers come one by one in double, 16 and more in blocks from 24-bit uniforms. */
 void generator_randn(generator *g, float *out, int64_t count)
 {
     if (g->device.sms) {
@@ -1526,99 +1661,4 @@ void generator_randn(generator *g, float *out, int64_t count)
             out[count - 16 + i] = uniform_24(g);
         box_muller_16(out + count - 16);
     }
-}
-
-/* ---------------------------------------------------------------- textbook loops
- *
- * The definition of every product: short, slow, and the same bits as the kernels above, which tests/unit.c compares by
- * memcmp. Whoever ports this program needs only these to get the same numbers.
- *
- * Why chunks of 256: one chain of K additions has an error that grows with sqrt(K); a sum of partial sums grows with
- * sqrt(256) + sqrt(K / 256). At K = 2816 that is three times less, at 12288 six times. And 256 terms are what a
- * micro-kernel works off before its operands leave the first-level cache.
- */
-
-/* y [m][n] = b [n] + x [m][k] w [n][k]^T. b may be NULL. */
-void linear_plain(real *y, const real *x, const real *w, const real *b, int64_t m, int64_t n, int64_t k)
-{
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++) {
-            real acc = b ? b[j] : 0;
-            for (int64_t first = 0; first < k; first += CHUNK) {
-                real s = 0;
-                for (int64_t c = first; c < smaller(first + CHUNK, k); c++)
-                    s = fma_real(x[i * k + c], w[j * k + c], s);
-                acc = acc + s;
-            }
-            y[i * n + j] = acc;
-        }
-}
-
-/* y [T'][H'][W'][Cout] from x [T][H][W][Cin] and w [Cout][taps][Cin]: k counts (tap, channel); taps on zero padding
- * contribute nothing. in: T H W Cin; out: T' H' W' Cout. */
-void conv_plain(real *y, const real *x, const real *w, const real *b, const int64_t in[4], const int64_t out[4], conv_spec s)
-{
-    conv_rows c = { .x = x, .in = { in[0], in[1], in[2], in[3] }, .out = { out[0], out[1], out[2] }, .s = s };
-    int64_t k = s.kernel[0] * s.kernel[1] * s.kernel[2] * in[3];
-    for (int64_t i = 0; i < out[0] * out[1] * out[2] * out[3]; i++) {
-        int64_t row = i / out[3], o = i % out[3];
-        real acc = b ? b[o] : 0;
-        for (int64_t first = 0; first < k; first += CHUNK) {
-            real sum = 0;
-            for (int64_t j = first; j < smaller(first + CHUNK, k); j++) {
-                int64_t tap = j / in[3], dx = tap % s.kernel[2], dy = tap / s.kernel[2] % s.kernel[1], dt = tap / s.kernel[2] / s.kernel[1];
-                const real *line = conv_tap_line(&c, row / out[2] / out[1], row / out[2] % out[1], dt, dy);
-                const real *pixel = conv_pixel(&c, line, row % out[2] * s.stride[2] + dx - s.pad);
-                if (pixel)
-                    sum = fma_real(pixel[j % in[3]], w[o * k + j], sum);
-            }
-            acc = acc + sum;
-        }
-        y[i] = acc;
-    }
-}
-
-/* One query row of `head` numbers against nk keys: scores s [nk], already in base 2. v, y: rows `stride` apart. The
- * maximum is carried from chunk to chunk; what was added under an older one shrinks by 2^(old - new). */
-static void attention_plain_row(real *y, const real *s, const real *v, int64_t nk, int64_t head, int64_t stride)
-{
-    real max = -(real)INFINITY, sum = 0;
-    for (int64_t d = 0; d < head; d++)
-        y[d] = 0;
-    for (int64_t first = 0; first < nk; first += CHUNK) {
-        int64_t end = smaller(first + CHUNK, nk);
-        real highest = max, total = 0;
-        for (int64_t j = first; j < end; j++)
-            highest = s[j] > highest ? s[j] : highest;
-        real shrink = exp2_real(max - highest);
-        for (int64_t j = first; j < end; j++)
-            total += exp2_real(s[j] - highest);
-        for (int64_t d = 0; d < head; d++) {
-            real o = 0;
-            for (int64_t j = first; j < end; j++)
-                o = fma_real(v[j * stride + d], exp2_real(s[j] - highest), o);
-            y[d] = fma_real(y[d], shrink, o);
-        }
-        sum = fma_real(sum, shrink, total);
-        max = highest;
-    }
-    for (int64_t d = 0; d < head; d++)
-        y[d] = y[d] / sum;
-}
-
-/* One sequence: q, y [nq][heads * head]; k, v [nk][heads * head]. Head by head, query by query. */
-void attention_plain(real *y, const real *q, const real *k, const real *v, int64_t nq, int64_t nk, int64_t heads, int64_t head)
-{
-    int64_t width = heads * head;
-    real *scaled = allocate((size_t)head, sizeof(real)), *scores = allocate((size_t)nk, sizeof(real));
-    for (int64_t i = 0; i < nq; i++)
-        for (int64_t h = 0; h < heads; h++) {
-            for (int64_t d = 0; d < head; d++)
-                scaled[d] = q[i * width + h * head + d] * attention_scale(head);
-            for (int64_t j = 0; j < nk; j++)
-                linear_plain(scores + j, scaled, k + j * width + h * head, NULL, 1, 1, head);
-            attention_plain_row(y + i * width + h * head, scores, v + h * head, nk, head, width);
-        }
-    free(scaled);
-    free(scores);
 }
