@@ -642,18 +642,17 @@ static micro_kernel *micro_for(int64_t n) { return n <= LOW ? micro_low : n <= M
  * Method:  for every panel of up to BLOCK_N outputs the threads first pack W together, widened, as [chunk][n / NR][k]
  *          [NR]. Then each takes tasks of up to BLOCK_M rows and walks the chunks; in each it copies MR rows of x
  *          beside each other, runs a tile for every NR outputs, and adds it to y.
- * Special: taps of a convolution that are padding in all rows of a tile are not computed: fma(0, w, s) is s. Lanes and
- *          rows beyond n and m are computed and thrown away.
+ * Special: taps of a convolution on padding are computed like any: a weight that is not finite shows, wherever it is.
+ *          Lanes and rows beyond n and m are computed and thrown away.
  * Accuracy: linear_plain's and conv_plain's bits, whatever MR, NR and the blocks are (tests/unit.c, by memcmp).
  */
-typedef struct { int64_t begin, end; } range;   /* of a chunk's k */
 typedef struct product {
     int64_t m, n, k;
     weight w;                   /* [n][k] */
     const real *bias;           /* [n], or NULL */
     real *y;                    /* [m][n] */
-    /* x[row + r][first .. first + count) to out[r * STRIDE], r < rows; returns where not all rows are zeros */
-    range (*copy)(const struct product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out);
+    /* x[row + r][first .. first + count) to out[r * STRIDE], r < rows */
+    void (*copy)(const struct product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out);
     const real *x;
     const struct conv_rows *conv;
 } product;
@@ -744,12 +743,12 @@ static void product_block(const product *p, int64_t m0, int64_t m1, int64_t n0, 
         for (int64_t m = m0; m < m1; m += MR) {                 /* the chunk of the panel stays in the second cache */
             int64_t high = smaller(MR, m1 - m);
             micro_kernel *kernel = micro_for(high);
-            range k = p->copy(p, m, high, first, count, rows);
+            p->copy(p, m, high, first, count, rows);
             for (int64_t n = n0; n < n1; n += NR) {             /* the rows stay in the first */
                 int width = group_width(n1 - n);
                 prefetch(p, m, high, n, (n - n0) / NR, first, count);
-                const real *packed = panel + first * columns + (n - n0) * count + k.begin * width;
-                (width == NR ? kernel : micro_narrow)(k.end - k.begin, rows + k.begin, packed, tile);
+                const real *packed = panel + first * columns + (n - n0) * count;
+                (width == NR ? kernel : micro_narrow)(count, rows, packed, tile);
                 add_tile(p, m, high, n, tile, first == 0);
             }
         }
@@ -792,11 +791,10 @@ static void product_run(arena *a, const product *p)
 }
 
 /* Rows of a linear layer's input lie as they are needed. */
-static range linear_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
+static void linear_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
 {
     for (int64_t r = 0; r < rows; r++)
         memcpy(out + r * STRIDE, p->x + (row + r) * p->k + first, (size_t)count * sizeof(real));
-    return (range){ 0, count };
 }
 
 /* y [..., N] = x [..., K] W^T + b; W [N][K] (a 1x1x1 convolution is one too). y must not overlap x. nn.Linear. */
@@ -915,11 +913,10 @@ void conv_plain(real *y, const real *x, const real *w, const real *b, const int6
 }
 
 /* k = (tap, channel), tap = (dt, dy, dx): a piece of a row is whole pixels and parts of pixels. */
-static range conv_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
+static void conv_copy(const product *p, int64_t row, int64_t rows, int64_t first, int64_t count, real *out)
 {
     const conv_rows *c = p->conv;
     const int64_t *kernel = c->s.kernel, channels = c->in[3], step = c->s.stride[2];
-    range some = { count, 0 };
     for (int64_t k = 0, n; k < count; k += n) {
         int64_t tap = (first + k) / channels, channel = (first + k) % channels;
         int64_t dx = tap % kernel[2] - c->s.pad, dy = tap / kernel[2] % kernel[1], dt = tap / kernel[2] / kernel[1];
@@ -928,12 +925,10 @@ static range conv_copy(const product *p, int64_t row, int64_t rows, int64_t firs
         n = smaller(channels - channel, count - k);
         for (int64_t r = 0; r < rows; r++) {
             const real *pixel = conv_pixel(c, line, x * step + dx);
-            if (pixel) {
+            if (pixel)
                 memcpy(out + r * STRIDE + k, pixel + channel, (size_t)n * sizeof(real));
-                some = (range){ smaller(some.begin, k), k + n };
-            } else {
+            else
                 memset(out + r * STRIDE + k, 0, (size_t)n * sizeof(real));
-            }
             if (++x == c->out[2]) {             /* the next row is the next pixel */
                 x = 0;
                 if (++y == c->out[1]) {
@@ -944,7 +939,6 @@ static range conv_copy(const product *p, int64_t row, int64_t rows, int64_t firs
             }
         }
     }
-    return some.end ? some : (range){ 0, 0 };
 }
 
 /* Keeps the last two frames of the padded input for the next slice. */
