@@ -32,8 +32,8 @@
  * Where time enters. The timestep t, how noisy the latents are: in norm1's shift, in every block (shifted_norm), and in
  * norm_out's scale and shift; both take silu(temb). The frame, when something happens: in the time table, in every
  * block (add_time); rotary positions know x and y only, attn1 lets all frames see each other, the VAE has its causal
- * convolutions. The index of the call: it decides whether the positive row sees the picture (dit_forward), and what the
- * plug-ins TeaCache and Enhance-A-Video do.
+ * convolutions. The index of the call: it decides whether the positive row sees the picture (sees_image in ruyi.c), and
+ * what the plug-ins TeaCache and Enhance-A-Video do. And the schedulers take t, or its sigma (ruyi.c).
  *
  * Invariants. A guidance row never looks at another, so rows run one after the other or together; the numbers are the
  * same. Nothing of size N x N exists. Layers that widen the stream run in pieces of TOKENS tokens. The order of sums is
@@ -883,8 +883,8 @@ static void add_time(arena *a, tensor h, const block_weights *b, int64_t frames,
  * Nothing is masked or causal: every frame sees every other, and the work of a clip grows with the square of its
  * tokens.
  *
- * LayerNorms, y = (x - mean) / sqrt(variance + eps) * weight + bias, have these eps (a wrong one shows only in the last
- * digits, in the gate in everything):
+ * LayerNorms, y = (x - mean) / sqrt(variance + eps) * weight + bias, have these eps (a wrong one changes only the last
+ * digits, but in the gate all of them):
  *
  *     skip_norm, norm1, norm2, norm3, norm_clip, norm_clip_out    1e-6      norm_eps of HunyuanDiTBlock
  *     norm_q, norm_k                                              1e-6      over a head, not over D
@@ -1417,9 +1417,9 @@ static tensor given_or(const run *r, tensor x, int64_t call, const char *name)
 
 /* A whole call in the arena: out, then what all rows share (temb, patch tokens [N][D], the rotary table), then for each
  * group of rows the stream h, L/2 - 1 skips of its size, and a block's temporaries. The skips are most of the memory,
- * which is why rows are run one after the other where nothing wants them together. */
-
-/* One call of the model, HunyuanTransformer3DModel.forward: latents [F][h][w][Z], inpaint [F][h][w][2 Z] at timestep t
+ * which is why rows are run one after the other where nothing wants them together.
+ *
+ * One call of the model, HunyuanTransformer3DModel.forward: latents [F][h][w][Z], inpaint [F][h][w][2 Z] at timestep t
  * -> [B][F][h][w][out_channels], whose first half of the channels is the prediction (v, in Ruyi); the other half, a
  * learned variance, is used by none of the schedulers.
  *

@@ -2473,7 +2473,7 @@ void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *p
  *
  *     file     signature, then the chunks IHDR (size, depth 8, colour type 2), IDAT (the pixels), IEND
  *     chunk    length, four letters, bytes, CRC-32 of letters and bytes; numbers have their highest byte first
- *     IDAT     zlib (RFC 1950): 78 01; stored blocks (RFC 1951): 1 in the last, otherwise 0, n and ~n, lowest byte first,
+ *     IDAT     zlib (RFC 1950): 78 01; stored blocks (RFC 1951): 1 in the last, else 0, n and ~n, lowest byte first,
  *              n <= 65535 bytes; Adler-32 of all their bytes
  *     pixels   a row is 0 (no filter), then R, G, B of each pixel */
 

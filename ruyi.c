@@ -12,10 +12,10 @@
  *       --guide--> pred --sched_step--> latents, a step cleaner           [F][h][w][Z]           6 16 16 16
  *     latents --vae_decode, smooth--> video --to_bytes--> frames          [T][H][W][3]           24 128 128 3
  *
- * The first half of the file tells this from the top down: generate and denoise first, then a section for each stage,
- * in the order of the story; within a section the parts come first. The second half, from `clips` on, is the program
- * around it, and goes from the parts to the whole: there every function stands after those that it calls, and main is
- * the last.
+ * The first half of the file tells this from the top down: generate first, then a section for each stage in the order
+ * of the story (what is given, denoise, schedulers, decoding); within a section the parts come first. The second half,
+ * from `clips` on, is the program around it, and goes from the parts to the whole: there every function stands after
+ * those that it calls, and main is the last.
  *
  *     job          what the command line says
  *     pipeline     pixels, mask -> latents -> steps -> video -> bytes
@@ -71,8 +71,9 @@ static const char *const motions[MOTIONS] = { "auto", "1", "2", "3", "4" };
 /* A clip in memory: [frames][h][w][3], 8 bits. */
 typedef struct { unsigned char *rgb; int64_t frames, w, h; } film;
 
-/* What the command line says, and what was opened for it. After its command has opened it a job does not change; flows
- * take it const, so that the second pass of a flow finds what the first one found. */
+/* What the command line says, and what was opened for it. Flows take it const, so that the second pass of a flow finds
+ * what the first one found; between the passes pictures come to their size (fit_pictures), which the plan does not
+ * look at. */
 typedef struct {
     /* what is to be done, with which files */
     command command;
@@ -151,7 +152,7 @@ typedef struct {
     int64_t tea_call;           /* that call; -1: none */
     int64_t *computed; double *delta;       /* [calls] TeaCache's report */
     double *fit;                /* [Z + 1][3] preview: latents to colours; NULL: none is asked for */
-    bool *asked;                /* [calls] what comes of a call is asked for, or remembered by the rule */
+    bool *asked;                /* [calls] to be made: its latents are wanted, or a rule's memory is */
     bool asks_inpaint, asks_tokens;         /* some of these calls see inpaint, and tokens */
 } sampling;
 
@@ -289,7 +290,7 @@ static tensor fresh_noise(arena *a, generator *g, shape s)
  *
  *     frame       0       1 .. T-2        T-1
  *     pixels      start   start, unseen   end         -1..1
- *     mask        0       1               0           as they are into the VAE, three times side by side
+ *     mask        0       1               0           into the VAE as 0 and 1, in all three channels
  *     masked      start   black           end         -1..1
  */
 
@@ -1155,10 +1156,10 @@ sched_config sched_read(const char *folder, sched_type type)
 
 /* Decodes without a seam every m = mini_batch_encoder frames: video [T][H][W][3] in -1..1, in place.
  *
- * Method    slices are decoded one by one and do not quite meet. The frames m/2 .. T - (m - m/2), half a slice off, are
- *           encoded (the posterior's mean) and decoded again, which puts this pass's seams in the middle of the first
- *           one's slices; the average of both has each at half its strength.
- *           A VAE that decodes with a cache (cache_compression_vae) knows the slice before, and is not smoothed.
+ * Method    slices are decoded one by one and do not quite meet. The frames m/2 .. T - (m - m/2) - 1, half a slice off,
+ *           are encoded (the posterior's mean) and decoded again, which puts this pass's seams in the middle of the
+ *           first one's slices; the average of both has each at half its strength. A VAE that decodes with a cache
+ *           (cache_compression_vae) knows the slice before, and is not smoothed.
  * Source    smooth_output of the pipeline
  */
 static void smooth(const run *r, const vae *v, tensor video)
@@ -1186,8 +1187,7 @@ static void smooth(const run *r, const vae *v, tensor video)
     clamp(video, -1, 1);
 }
 
-/* -1..1 -> 0..1, whatever lies beyond cut off; and that to 8 bits, truncated, not rounded, as the public code's cast.
- * */
+/* -1..1 -> 0..1, whatever lies beyond cut off; then to 8 bits, truncated, not rounded, as the public code's cast. */
 static void to_unit(tensor video)
 {
     for (int64_t i = 0; i < tensor_count(video) && video.data; i++)
@@ -1984,9 +1984,9 @@ static double colour_distance(const double a[3], const double b[3])
  * Formula   background: pixels in both pictures, at places that differ by the camera's motion, whose channels differ by
  *           at most 32 levels. v' = gain v + offset for each channel, so that the background's mean and standard
  *           deviation become the reference's; gain within 0.8 .. 1.25.
- * Method    The mask is taken after the correction of the frame before: slow drift of any size is followed, while things
- *           that move, and what they uncover, drop out. Below a quarter of the picture the correction stays.
- *           The reference is the start picture until the camera has left half of it behind; from then on it is the frame
+ * Method    The mask is taken after the correction of the frame before: slow drift of any size is followed, while
+ *           things that move, and what they uncover, drop out. Below a quarter of the picture the correction stays. The
+ *           reference is the start picture until the camera has left half of it behind; from then on it is the frame
  *           where that was so, corrected.
  */
 
@@ -2078,7 +2078,7 @@ static void match_colours(const film *v, const looks *list, const unsigned char 
 /* Of the run that ends with frame `last`. */
 typedef struct { double sharp, along, colour, jerk, lost, score; int64_t last; } merit;
 
-/* The mean of what is measured in frames `from` .. frames-1; the clip's first has no motion: it does not count there. */
+/* The mean of what is measured in frames `from` .. frames-1; the clip's first has no motion and counts not there. */
 static looks mean_looks(const looks *list, int64_t from, int64_t frames)
 {
     looks mean = { 0 };
@@ -2319,10 +2319,10 @@ static void write_result(const job *j, arena *a, output *o, const result *out)
 
 /* ---------------------------------------------------------------- plan
  *
- * What a run will take, told before it begins: memory, from the flow in a planning arena; time, from the operations that
- * the same pass counts and from each kernel's rate, measured for a moment on slices of the run's shapes; disk. What
- * will not do ends here. Norms, activations and reading from disk are not counted, so that the time is a lower bound: by
- * about 10 % where kernels are large, by a third where all is tiny; and a busy machine seems slower.
+ * What a run will take, told before it begins: memory, from the flow in a planning arena; time, from the operations
+ * that the same pass counts and from each kernel's rate, measured for a moment on slices of the run's shapes; disk.
+ * What will not do ends here. Norms, activations and reading from disk are not counted, so that the time is a lower
+ * bound: by about 10 % where kernels are large, by a third where all is tiny; and a busy machine seems slower.
  */
 typedef struct {
     result out;                 /* its sizes */
@@ -2894,8 +2894,8 @@ static void open_generate(job *j)
     report_changes(j, j->height, j->width);
 }
 
-/* The pictures at the clip's size, and the first as CLIP gets it. After the plan, which needs no picture: a size that no
- * machine can hold is refused before anything of that size exists. */
+/* The pictures at the clip's size, and the first as CLIP gets it. After the plan, which needs no picture: a size that
+ * no machine can hold is refused before anything of that size exists. */
 static void fit_pictures(job *j)
 {
     resize_pictures(j->start, j->starts, j->width, j->height);
@@ -2984,8 +2984,8 @@ static film read_film(const job *j)
     return v;
 }
 
-/* ruyi extend CLIP -m MODEL -o OUT. The size is the clip's; one that is not the model's unit is refused, since a resized
- * clip would not be the user's. */
+/* ruyi extend CLIP -m MODEL -o OUT. The size is the clip's; one that is not the model's unit is refused, since a
+ * resized clip would not be the user's. */
 static void command_extend(job *j)
 {
     j->earlier = read_film(j);
@@ -3007,8 +3007,8 @@ static void command_extend(job *j)
  * people. Everything is exact integers, or doubles in one order: the same bytes on every machine.
  */
 
-/* Peak signal-to-noise ratio of two pictures in dB, over all R, G, B: 10 log10(255^2 / mean squared difference), at most
- * 100, which is also what equal ones have. */
+/* Peak signal-to-noise ratio of two pictures in dB, over all R, G, B: 10 log10(255^2 / mean squared difference), at
+ * most 100, which is also what equal ones have. */
 static double psnr(const unsigned char *a, const unsigned char *b, int64_t count)
 {
     int64_t sum = 0;
@@ -3018,8 +3018,8 @@ static double psnr(const unsigned char *a, const unsigned char *b, int64_t count
 }
 
 /* Structural similarity of two frames' luma: the mean over windows of 8 x 8 pixels, 4 apart, of
- * (2 ma mb + C1)(2 cov + C2) / ((ma^2 + mb^2 + C1)(va + vb + C2)), C1 = (0.01 255)^2, C2 = (0.03 255)^2. Here times 64^2
- * above and below, sums in place of means. Wang et al., 2004; their windows are Gaussian. */
+ * (2 ma mb + C1)(2 cov + C2) / ((ma^2 + mb^2 + C1)(va + vb + C2)), C1 = (0.01 255)^2, C2 = (0.03 255)^2. Here times
+ * 64^2 above and below, sums in place of means. Wang et al., 2004; their windows are Gaussian. */
 static double ssim(const plane *a, const plane *b)
 {
     const double c1 = 64 * 64 * 0.01 * 0.01 * 255 * 255, c2 = 64 * 64 * 0.03 * 0.03 * 255 * 255;
@@ -3158,7 +3158,7 @@ static void command_measure(job *j)
  * depends on the machine.
  */
 
-enum { SHOWN = 8, CLIP_PIXELS = 1 << 21, SIZES = 5 };    /* steps drawn; of all frames; of attn1 attn2 attn_clip ff stream */
+enum { SHOWN = 8, CLIP_PIXELS = 1 << 21, SIZES = 5 };    /* steps drawn; of all frames; attn1 attn2 attn_clip ff stream */
 enum { K_TOKENS, K_MASK, K_PICTURE, K_ROTARY, K_WAVES, K_SAMPLE, K_QUERY, KEPT };
 
 /* What time and operations are told apart by, in the order of the page. */
@@ -4449,8 +4449,8 @@ static void command_info(job *j)
  * compare judges two sets of tensors, wherever they come from (io.c). check makes one of them: a case is a folder with
  * a command line (args, its paths relative to the folder) and what the run's stages should be (expected.safetensors).
  * Running it with --check judges every stage for itself: it is computed from the case's own inputs, so that the first
- * stage that differs is the one at fault. Each case has a process of its own, since a run keeps what it has opened until
- * it ends.
+ * stage that differs is the one at fault. Each case has a process of its own, since a run keeps what it has opened
+ * until it ends.
  */
 
 static void command_compare(job *j)
@@ -4875,8 +4875,8 @@ static void read_check(job *j, const option *o, const char *text)
 
 /* ---------------------------------------------------------------- options: the tables
  *
- * One row says all of a command, and one all of an option: parsing, limits, --help, spelling advice and a run's identity
- * come from them.
+ * One row says all of a command, and one all of an option: parsing, limits, --help, spelling advice and a run's
+ * identity come from them.
  */
 
 /* In the order of `command`; --help and --version, its last two, are options. least, most: words beside the options. */
@@ -5013,8 +5013,8 @@ static void print_help(void)
 /* ---------------------------------------------------------------- options: the command line
  *
  * Options and words may stand in any order; --name VALUE and --name=VALUE are the same, -x VALUE is the short form. A
- * word that begins with - is an option, but - alone is not: it is standard input or output. All are looked at twice: for
- * the words, the first of which is the command; then for the options' readers, which take one value after another.
+ * word that begins with - is an option, but - alone is not: it is standard input or output. All are looked at twice:
+ * for the words, the first of which is the command; then for the options' readers, which take one value after another.
  * Pictures are opened here, in their order. check_options() is the one place for what must not stand side by side.
  */
 
@@ -5070,8 +5070,8 @@ static void find_command(job *j, const char **rest, int nrest)
             command_rows[place].usage);
 }
 
-/* Whether the options go together, and are enough; what a model says to them comes later. A run without -o is fine where
- * somebody looks into it: for its dumps or its verdict alone. */
+/* Whether the options go together, and are enough; what a model says to them comes later. A run without -o is fine
+ * where somebody looks into it: for its dumps or its verdict alone. */
 static void check_options(const job *j)
 {
     const hooks none = { 0 }, *h = j->hooks ? j->hooks : &none;
@@ -5101,9 +5101,9 @@ static void check_options(const job *j)
         die(BAD_INPUT, "--key: got places from the start, expected some from the end with --times, as in -5..");
 }
 
-/* The whole command line into the job. --help and --version win over all mistakes beside them. Values are read after the
- * command is known, because it says how many pictures there may be. Options that decide the result enter the job's hash,
- * by which a checkpoint knows its run. */
+/* The whole command line into the job. --help and --version win over all mistakes beside them. Values are read after
+ * the command is known, because it says how many pictures there may be. Options that decide the result enter the job's
+ * hash, by which a checkpoint knows its run. */
 static void read_options(job *j, int argc, char **argv)
 {
     const char **rest = allocate((size_t)argc, sizeof *rest), *value;

@@ -337,7 +337,7 @@ typedef struct {
 void conv(arena *a, tensor y, tensor x, conv_spec s, layer l);
 
 /* softmax(q k / sqrt(head)) v for `sequences` independent sequences. q, y: [sequences * nq][heads * head],
- * k, v: [sequences * nk][heads * head]. q is scaled here. */
+ * k, v: [sequences * nk][heads * head]. q is scaled here. y may be q. */
 void attention(arena *a, tensor y, tensor q, tensor k, tensor v, int64_t sequences, int64_t heads);
 
 void layer_norm(arena *a, tensor y, tensor x, layer l, double eps);  /* over the last dimension; y may be x */

@@ -639,12 +639,13 @@ static micro_kernel *micro_for(int64_t n) { return n <= LOW ? micro_low : n <= M
  * linear and conv are the same product; they differ in how rows of x are found.
  *
  * Formula: y[m][n] = b[n] + sum over chunks of (sum over the chunk's k of x[m][k] W[n][k])
- * Method:  for every panel of up to BLOCK_N outputs the threads first pack W together, widened, as [chunk][n / NR][k]
- *          [NR]. Then each takes tasks of up to BLOCK_M rows and walks the chunks; in each it copies MR rows of x
- *          beside each other, runs a tile for every NR outputs, and adds it to y.
+ * Method:  for every panel of up to BLOCK_N outputs the threads first pack W together, widened, as
+ *          [chunk][n / NR][k][NR]. Then each takes tasks of up to BLOCK_M rows and walks the chunks; in each it copies
+ *          MR rows of x beside each other, runs a tile for every NR outputs, and adds it to y.
  * Special: taps of a convolution on padding are computed like any: a weight that is not finite shows, wherever it is.
  *          Lanes and rows beyond n and m are computed and thrown away.
- * Accuracy: linear_plain's and conv_plain's bits, whatever MR, NR and the blocks are (tests/unit.c, by memcmp).
+ * Accuracy: for finite weights linear_plain's and conv_plain's bits, whatever MR, NR and the blocks are (tests/unit.c,
+ *          by memcmp).
  */
 typedef struct product {
     int64_t m, n, k;
@@ -887,7 +888,7 @@ static const real *conv_tap_line(const conv_rows *c, int64_t t, int64_t y, int64
 }
 
 /* y [T'][H'][W'][Cout] from x [T][H][W][Cin] and w [Cout][taps][Cin]: k counts (tap, channel); taps on zero padding
- * contribute nothing. in: T H W Cin; out: T' H' W' Cout. */
+ * contribute nothing, as they do for finite weights. in: T H W Cin; out: T' H' W' Cout. */
 void conv_plain(real *y, const real *x, const real *w, const real *b, const int64_t in[4], const int64_t out[4],
                 conv_spec s)
 {

@@ -20,7 +20,7 @@
  *                    [T][H][W][3]      8 384 672 3       conv_norm_out, SiLU, conv_out
  *
  * So a latent is 8 x 8 pixels of 4 frames: 768 numbers become 16. What is encoded for frames that are not given: black
- * pictures (-1), and in a second video, the mask, 1 (raw 0 and 1, not -1..1; fill_pixels, apply_mask in ruyi.c).
+ * pictures (-1), and in a second video, the mask, 1 (raw 0 and 1, not -1..1; apply_mask, inpaint_latents in ruyi.c).
  *
  * A video is coded in slices along time (slice_next), a large picture in tiles (code_tiles). Both bound the memory, and
  * both change the numbers: GroupNorm and attention see only what is in the slice and the tile. So they are part of the
@@ -754,9 +754,9 @@ static int count_convs(const vae_config *c)
     return (int)(2 + 2 * c->layers_per_block + c->levels * (2 * (c->layers_per_block + 1) + 1));
 }
 
-/* What an earlier slice of in [T][H][W][3], of the same kind and with the same pixels, has become: a part of out. Without
- * data: there is none. Encoded slices know nothing of each other, and most of a mask and of a masked video is one colour,
- * so that of a long clip two or three slices are all there is to compute. */
+/* What an earlier slice of in [T][H][W][3], of the same kind and with the same pixels, has become: a part of out.
+ * Without data: there is none. Encoded slices know nothing of each other, and most of a mask and of a masked video is
+ * one colour, so that of a long clip two or three slices are all there is to compute. */
 static tensor same_slice(const vae_config *c, tensor in, tensor out, slice s)
 {
     tensor pixels = tensor_part(in, s.first, s.count);
@@ -987,8 +987,9 @@ static tensor code_tiles(const run *r, const vae *v, bool decode, tensor in)
  *     the mode      m                                            for smoothing the decoded video
  *     a sample      m + exp(clamp(s, -30, 20) / 2) noise         for mask and masked video, which the DiT looks at
  *
- * and multiplies by scaling_factor, which makes the latents' size about that of the noise that the DiT begins with. The
- * decoder wants that factor divided out. All of this is done in ruyi.c. */
+ * The sample is multiplied by scaling_factor, which makes its size about that of the noise that the DiT begins with;
+ * the decoder wants that factor divided out of the DiT's latents. Smoothing hands the mode straight back to the
+ * decoder. All of this is done in ruyi.c. */
 
 /* How many tiles code a picture of h x w pixels, or of h x w latents to decode; 1: it is coded whole. */
 int64_t vae_tiles(const vae_config *c, bool decode, int64_t h, int64_t w)
