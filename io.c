@@ -1406,15 +1406,6 @@ static bool same_shape(const st_tensor *t, int ndim, const int64_t *dim, bool ba
     return same;
 }
 
-/* Elements of a shape that the program made itself: its memory exists, so the product fits. */
-static uint64_t shape_elements(shape s)
-{
-    uint64_t count = 1;
-    for (int i = 0; i < s.ndim; i++)
-        count *= (uint64_t)s.dim[i];
-    return count;
-}
-
 /* The length and the JSON. Names are the program's own words, nothing in them needs escaping. Spaces at the end, which
  * rule 5 allows, align the data to 8 bytes, as the official writer does. */
 static string header_text(const st_entry *entries, int count)
@@ -1425,7 +1416,7 @@ static string header_text(const st_entry *entries, int count)
     for (int i = 0; i < count; i++, begin = end) {
         const st_entry *e = &entries[i];
         char *dims = list_text(e->shape.ndim, e->shape.dim);
-        end = begin + shape_elements(e->shape) * (uint64_t)dtype_bits[e->type] / 8;
+        end = begin + shape_count(e->shape) * (uint64_t)dtype_bits[e->type] / 8;
         print_to(&s, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}",
                  i ? "," : "", e->name, dtype_name[e->type], dims, begin, end);
         free(dims);
@@ -1493,7 +1484,7 @@ static void safetensors_put(const char *path, const st_entry *entries, int count
     uint64_t sum = hash_bytes(0, header.text, header.length);
     put(f->fd, path, header.text, header.length);
     for (const st_entry *e = entries; e < entries + count; e++) {
-        size_t n = (size_t)shape_elements(e->shape), bytes = (size_t)dtype_bits[e->type] / 8;
+        size_t n = shape_count(e->shape), bytes = (size_t)dtype_bits[e->type] / 8;
         const unsigned char *data = e->data ? e->data : (const unsigned char *)&sum;
         unsigned char *turned = file_order(data, n, bytes);
         data = turned ? turned : data;
@@ -1777,7 +1768,7 @@ weights *weights_random(dtype type)
  * are all that a float holds. BF16 is the upper half of an F32. */
 static weight random_weight(const weights *w, shape expected, char *key)
 {
-    uint64_t count = shape_elements(expected), inputs = count / (uint64_t)expected.dim[0], state = 1;
+    uint64_t count = shape_count(expected), inputs = count / (uint64_t)expected.dim[0], state = 1;
     size_t size = (size_t)dtype_bits[w->random_type] / 8;
     unsigned char *bytes = allocate(count, size);
     float scale = 1.0f / sqrtf((float)inputs + 1);
@@ -2597,12 +2588,12 @@ static shape file_shape(shape s, layout order)
     return t;
 }
 
-/* Where element i of a tensor of shape s here is in the file. For each row the data are a matrix [n][c], n the elements
- * between, and files have its transpose. */
-static uint64_t file_index(shape s, layout order, uint64_t i)
+/* Where element i of a tensor here, of shape s and `count` elements, is in the file. For each row the data are a matrix
+ * [n][c], n the elements between, and files have its transpose. */
+static uint64_t file_index(shape s, uint64_t count, layout order, uint64_t i)
 {
     uint64_t c = (uint64_t)s.dim[s.ndim - 1], rows = order == ROWS_CHANNELS_FIRST ? (uint64_t)s.dim[0] : 1;
-    uint64_t n = shape_elements(s) / rows / c;
+    uint64_t n = count / rows / c;
     return order == AS_IS ? i : i / (n * c) * n * c + i % c * n + i / c % n;
 }
 
@@ -2644,8 +2635,9 @@ bool is_given(const run *r, const char *name, ...)
 static void copy_given(tensor x, layout order, const st_tensor *t)
 {
     shape s = tensor_shape(x);
-    for (uint64_t i = 0; i < shape_elements(s); i++)
-        x.data[i] = (real)element(t, file_index(s, order, i));
+    uint64_t count = shape_count(s);
+    for (uint64_t i = 0; i < count; i++)
+        x.data[i] = (real)element(t, file_index(s, count, order, i));
 }
 
 /* Where the stage is given, x becomes it and the caller computes nothing: true. BAD_INPUT for another shape, in the
@@ -2713,7 +2705,7 @@ static void dump_write(const hooks *h, st_entry only)
  * up, and every later stage is judged for itself. Truths that were rounded to float32 would spoil double's digits. */
 static void check_stage(const hooks *h, const st_tensor *truth, st_entry e, tensor x, layout order)
 {
-    uint64_t count = shape_elements(e.shape), bytes = (uint64_t)dtype_bits[e.type] / 8;
+    uint64_t count = shape_count(e.shape), bytes = (uint64_t)dtype_bits[e.type] / 8;
     unsigned char *turned = file_order(e.data, count, bytes);
     st_tensor mine = { .name = (char *)e.name, .type = e.type, .ndim = e.shape.ndim, .dim = e.shape.dim,
                        .data = turned ? turned : e.data, .count = count, .bytes = count * bytes };
@@ -2748,10 +2740,10 @@ static void stage_done(const run *r, st_entry e, tensor x, layout order, char *n
     h->stop_known |= last;
     real *turned = NULL;
     if ((written || truth) && order != AS_IS) {
-        uint64_t count = shape_elements(e.shape);
+        uint64_t count = shape_count(e.shape);
         e.data = turned = allocate(count, sizeof *turned);
         for (uint64_t i = 0; i < count; i++)
-            turned[file_index(e.shape, order, i)] = x.data[i];
+            turned[file_index(e.shape, count, order, i)] = x.data[i];
         e.shape = file_shape(e.shape, order);
     }
     if (written)

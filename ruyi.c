@@ -3196,13 +3196,7 @@ typedef struct {
  * is the positive one.
  */
 
-static int64_t entry_count(st_entry e)
-{
-    int64_t count = 1;
-    for (int i = 0; i < e.shape.ndim; i++)
-        count *= e.shape.dim[i];
-    return count;
-}
+static int64_t entry_count(st_entry e) { return (int64_t)shape_count(e.shape); }
 
 /* Numbers first .. first + count - 1 of a stage, to be freed. */
 static void *copy_of(st_entry e, int64_t first, int64_t count)

@@ -306,6 +306,7 @@ tensor tensor_new(arena *a, shape s);
 tensor tensor_new_high(arena *a, shape s);          /* from the high end: survives arena_reset */
 tensor tensor_view(tensor x, shape s);              /* the same elements in another shape */
 tensor tensor_part(tensor x, int64_t first, int64_t count);  /* x[first : first + count] of the first dimension */
+size_t shape_count(shape s);                        /* elements; dies beyond int64_t */
 int64_t tensor_count(tensor x);
 shape tensor_shape(tensor x);                       /* to make another of it */
 void tensor_fill(tensor x, real value);

@@ -160,7 +160,7 @@ static tensor tensor_of(real *data, shape s)
 }
 
 /* Elements of a shape; 1 for a scalar. Dies where the count leaves int64_t. */
-static size_t shape_count(shape s)
+size_t shape_count(shape s)
 {
     size_t n = 1;
     for (int i = 0; i < s.ndim; i++) {

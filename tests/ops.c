@@ -90,7 +90,7 @@ static double draw(const char *part, int64_t i, double step) { return step * ((d
 /* Place in memory of element i of a file's tensor: [C][rest] there may be [rest][C] here. */
 static int64_t place(shape s, layout order, int64_t i)
 {
-    int64_t c = s.dim[0], rest = (int64_t)shape_elements(s) / c;
+    int64_t c = s.dim[0], rest = (int64_t)shape_count(s) / c;
     return order == AS_IS ? i : i % rest * c + i / rest;
 }
 static shape arranged(shape s, layout order)
@@ -104,7 +104,7 @@ static shape arranged(shape s, layout order)
 /* An input: values in the order of the file, whose shape is s. order CHANNELS_FIRST: the kernels take it channels last. */
 static tensor stored(const char *part, shape s, layout order, const double *values)
 {
-    int64_t n = (int64_t)shape_elements(s);
+    int64_t n = (int64_t)shape_count(s);
     float *data = allocate((size_t)n, sizeof *data);
     tensor x = tensor_new(&memory, arranged(s, order));
     for (int64_t i = 0; i < n; i++)
@@ -114,7 +114,7 @@ static tensor stored(const char *part, shape s, layout order, const double *valu
 }
 static tensor drawn(const char *part, shape s, layout order, double step)
 {
-    int64_t n = (int64_t)shape_elements(s);
+    int64_t n = (int64_t)shape_count(s);
     double *values = allocate((size_t)n, sizeof *values);
     for (int64_t i = 0; i < n; i++)
         values[i] = draw(part, i, step);
@@ -125,7 +125,7 @@ static tensor drawn(const char *part, shape s, layout order, double step)
 /* A parameter in its type. F8: any finite code below 2, subnormal ones too. */
 static weight parameter(const char *part, shape s, dtype type, double step)
 {
-    int64_t n = (int64_t)shape_elements(s);
+    int64_t n = (int64_t)shape_count(s);
     size_t size = (size_t)dtype_bits[type] / 8;
     unsigned char *data = allocate((size_t)n, size);
     for (int64_t i = 0; i < n; i++) {
@@ -249,7 +249,7 @@ static void op_unpatchify(void)
 /* mean + step * (-spread .. spread), which every type holds exactly. */
 static tensor near(shape s, layout order)
 {
-    int64_t n = (int64_t)shape_elements(s), spread = whole("spread");
+    int64_t n = (int64_t)shape_count(s), spread = whole("spread");
     double *values = allocate((size_t)n, sizeof *values);
     for (int64_t i = 0; i < n; i++)
         values[i] = value("mean") + value("step") * (double)((int64_t)(bits_of("x", i) % (uint64_t)(2 * spread + 1)) - spread);

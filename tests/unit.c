@@ -551,7 +551,7 @@ static tensor noisy(shape s)
 /* A weight of that type with random codes that are finite numbers, and its values widened. */
 static weight noisy_weight(dtype t, shape s, real **widened_to)
 {
-    int64_t n = (int64_t)shape_elements(s);
+    int64_t n = (int64_t)shape_count(s);
     size_t size = (size_t)dtype_bits[t] / 8;
     unsigned char *bytes = arena_alloc(&memory, (size_t)n, size);
     *widened_to = arena_alloc(&memory, (size_t)n, sizeof(real));
