@@ -602,10 +602,11 @@ enum {
     STRIDE = CHUNK + 16,        /* row stride of the copied operand: 272 avoids the 4 KB that caches alias on */
 };
 
-/* tile[r][0 .. vectors * LANES) = sum over k < count of a[r][k] * b[k][...], from 0, in order. a: [rows][STRIDE];
- * b: [count][vectors * LANES]; tile: [rows][NR]. rows and vectors are constants where it is inlined, so that all sums
- * stay in registers. */
-#define OPERANDS int64_t count, const real *a, const real *b, real *tile
+/* out[r][0 .. vectors * LANES) = before[r][...] + (sum over k < count of a[r][k] * b[k][...], from 0, in order).
+ * a: [rows][STRIDE]; b: [count][vectors * LANES]; rows of before (NULL: the sum alone) lie `above` apart (0: one row
+ * for all), those of out `below`.
+ * rows and vectors are constants where it is inlined, so that all sums stay in registers. */
+#define OPERANDS int64_t count, const real *a, const real *b, const real *before, int64_t above, real *out, int64_t below
 static ALWAYS_INLINE void micro_tile(OPERANDS, const int rows, const int vectors)
 {
 #define EACH_ROW UNROLL for (int r = 0; r < MR; r++) if (r < rows)
@@ -619,17 +620,23 @@ static ALWAYS_INLINE void micro_tile(OPERANDS, const int rows, const int vectors
             EACH_VECTOR acc[r][v] = vec_fma(x, w[v], acc[r][v]);
         }
     }
-    EACH_ROW EACH_VECTOR memcpy(tile + r * NR + v * LANES, &acc[r][v], sizeof(vec));
+    if (before)
+        EACH_ROW EACH_VECTOR {
+            memcpy(&w[v], before + r * above + v * LANES, sizeof(vec));
+            acc[r][v] = w[v] + acc[r][v];
+        }
+    EACH_ROW EACH_VECTOR memcpy(out + r * below + v * LANES, &acc[r][v], sizeof(vec));
 #undef EACH_ROW
 #undef EACH_VECTOR
 }
 
 /* One function for each shape of a tile: whole, half and low ones for the last rows, narrow for the last outputs. */
 typedef void micro_kernel(OPERANDS);
-static void micro_full(OPERANDS) { micro_tile(count, a, b, tile, MR, NV); }
-static void micro_half(OPERANDS) { micro_tile(count, a, b, tile, MR / 2, NV); }
-static void micro_low(OPERANDS) { micro_tile(count, a, b, tile, LOW, NV); }
-static void micro_narrow(OPERANDS) { micro_tile(count, a, b, tile, MR, 1); }
+#define SHAPE_OF_TILE(rows, vectors) { micro_tile(count, a, b, before, above, out, below, rows, vectors); }
+static void micro_full(OPERANDS) SHAPE_OF_TILE(MR, NV)
+static void micro_half(OPERANDS) SHAPE_OF_TILE(MR / 2, NV)
+static void micro_low(OPERANDS) SHAPE_OF_TILE(LOW, NV)
+static void micro_narrow(OPERANDS) SHAPE_OF_TILE(MR, 1)
 
 /* The smallest kernel for n rows. */
 static micro_kernel *micro_for(int64_t n) { return n <= LOW ? micro_low : n <= MR / 2 ? micro_half : micro_full; }
@@ -639,9 +646,9 @@ static micro_kernel *micro_for(int64_t n) { return n <= LOW ? micro_low : n <= M
  * linear and conv are the same product; they differ in how rows of x are found.
  *
  * Formula: y[m][n] = b[n] + sum over chunks of (sum over the chunk's k of x[m][k] W[n][k])
- * Method:  for every panel of up to BLOCK_N outputs the threads first pack W together, widened, as
- *          [chunk][n / NR][k][NR]. Then each takes tasks of up to BLOCK_M rows and walks the chunks; in each it copies
- *          MR rows of x beside each other, runs a tile for every NR outputs, and adds it to y.
+ * Method:  W is taken in panels of as many outputs as the shared cache holds. All threads pack one, widened and turned;
+ *          then each takes tasks of up to BLOCK_M rows and BLOCK_N outputs and walks the chunks: in each it copies MR
+ *          rows of x beside each other and runs a tile for every NR outputs, which adds its sums to y.
  * Special: taps of a convolution on padding are computed like any: a weight that is not finite shows, wherever it is.
  *          Lanes and rows beyond n and m are computed and thrown away.
  * Accuracy: for finite weights linear_plain's and conv_plain's bits, whatever MR, NR and the blocks are (tests/unit.c,
@@ -658,135 +665,134 @@ typedef struct product {
     const struct conv_rows *conv;
 } product;
 
-/* Rows of a task and outputs of a panel at the most: a chunk of the panel, 512 x 256 floats, and a task's outputs stay
- * in the second-level cache (1 MB) while the task walks the chunks. */
-enum { BLOCK_M = 160 / MR * MR, BLOCK_N = 512, PANEL = 1 << 22 };     /* PANEL: reals, for the shared cache */
+/* A task is up to BLOCK_M rows of BLOCK_N outputs: a chunk of its W, 512 x 256 floats, and its outputs stay in the
+ * second-level cache (1 MB) while it walks the chunks. PANEL, in reals, is for the shared cache. */
+enum { BLOCK_M = 160 / MR * MR, BLOCK_N = 512, PANEL = 1 << 22 };
 
-/* Scratch of a thread, in reals: copied rows of x, one tile; widened rows of W, PIECE columns of them turned. */
-enum { ROWS = MR * STRIDE, TILE = MR * NR, PIECE = 64, WIDE = NR * STRIDE };
-enum { PRODUCT_SCRATCH = ROWS + TILE + WIDE + 2 * NR * PIECE };
+/* Scratch of a thread, in reals: copied rows of x, one tile, widened rows of W. */
+enum { ROWS = MR * STRIDE, TILE = MR * NR, WIDE = NR * STRIDE, PRODUCT_SCRATCH = ROWS + TILE + WIDE };
 
-/* A group of NR outputs that has only LANES or fewer left is packed and run narrow. */
-static int group_width(int64_t left) { return left <= LANES ? LANES : NR; }
+/* Columns [n0, n1) of W^T, widened and turned: [chunk][group of NR columns][k of the chunk][NR]. */
+typedef struct { int64_t n0, n1; real *packed; } panel;
 
-/* out[2 i] = a[i], out[2 i + 1] = b[i]. */
-static void interleave(real *restrict out, const real *restrict a, const real *restrict b, int64_t count)
+/* Where a group's chunk lies; n is the group's first column. */
+static real *panel_at(const panel *w, int64_t n, int64_t first, int64_t count)
 {
-    for (int64_t i = 0; i < count; i++) {
-        out[2 * i] = a[i];
-        out[2 * i + 1] = b[i];
-    }
+    return w->packed + first * (divide_up(w->n1 - w->n0, NR) * NR) + (n - w->n0) * count;
 }
 
-/* out[k][i] = rows[i][k], i < width, k < count: a matrix on its side. rows lie `distance` apart; width is a power of
- * two; spare is twice as large as out.
- * Method: halves the rows, interleaving row i of the upper half with row i of the lower, until one is left. Each time a
- * bit of i, the highest left, moves behind k: [i2 i1 i0 k] [i1 i0 k i2] [i0 k i2 i1] [k i2 i1 i0]. */
-static void turn(const real *rows, int64_t distance, int width, int64_t count, real *spare, real *out)
+/* A group that has only LANES columns or fewer left is packed and run narrow. */
+static int group_width(const panel *w, int64_t n) { return w->n1 - n <= LANES ? LANES : NR; }
+
+/* Asks for a piece of a row of W while others are worked on: pieces are too short for the machine to guess the next. */
+static void weight_prefetch(weight w, int64_t at, int64_t count)
 {
-    int64_t size = width * count;
-    if (width == 1)
-        memcpy(out, rows, (size_t)count * sizeof(real));
-    for (int half = width / 2, odd = 0; half > 0; half /= 2, odd = !odd) {
-        real *to = half == 1 ? out : spare + odd * size;
-        for (int i = 0; i < half; i++)
-            interleave(to + 2 * count * i, rows + i * distance, rows + (i + half) * distance, count);
-        rows = to;
-        distance = count *= 2;
-    }
+    const unsigned char *p = w.data + at * (dtype_bits[w.type] / 8);
+    for (int64_t i = 0; i < count * (dtype_bits[w.type] / 8); i += ALIGNMENT)
+        PREFETCH(p + i);
 }
 
-/* W[n0 + i][first + k] to out[k][i] for i < width; rows beyond n are zero. spare: WIDE + 2 NR PIECE. */
-static void pack_group(const product *p, int64_t n0, int width, int64_t first, int64_t count, real *out, real *spare)
+/* One group and chunk: W[n + i][first + k] to its place [k][i]; columns beyond n1 are zero. wide: WIDE. */
+static void pack_group(const product *p, const panel *w, int64_t n, int64_t first, real *wide)
 {
-    for (int i = 0; i < width; i++) {
-        if (n0 + i < p->n)
-            weight_row(p->w, n0 + i, first, count, spare + i * STRIDE);
-        else
-            memset(spare + i * STRIDE, 0, (size_t)count * sizeof(real));
+    int width = group_width(w, n);
+    int64_t count = smaller(CHUNK, p->k - first), next = smaller(CHUNK, p->k - first - count);
+    real *out = panel_at(w, n, first, count);
+    memset(wide, 0, WIDE * sizeof(real));       /* columns beyond n1 are zero */
+    for (int i = 0; i < smaller(width, w->n1 - n); i++) {
+        weight_prefetch(p->w, (n + i) * p->k + first + count, next);
+        weight_row(p->w, n + i, first, count, wide + i * STRIDE);
     }
-    for (int64_t k = 0; k < count; k += PIECE)
-        turn(spare + k, STRIDE, width, smaller(PIECE, count - k), spare + WIDE, out + k * width);
+    for (int64_t k = 0; k < count; k++)
+        for (int i = 0; i < width; i++)
+            out[k * width + i] = wide[i * STRIDE + k];
 }
 
-/* Adds a tile to y, whose first chunk begins with the bias. */
-static void add_tile(const product *p, int64_t m, int64_t rows, int64_t n, const real *tile, bool first)
+/* Packs a panel, all threads together: each walks along the rows of W, as they lie in memory. */
+static void panel_pack(const product *p, const panel *w, real *scratch)
 {
-    int64_t columns = smaller(NR, p->n - n);
-    for (int64_t r = 0; r < rows; r++) {
-        real *y = p->y + (m + r) * p->n + n;
-        const real *t = tile + r * NR, *before = !first ? y : p->bias ? p->bias + n : NULL;
-        for (int64_t i = 0; i < columns; i++)
-            y[i] = (before ? before[i] : 0) + t[i];
-    }
+    int64_t groups = divide_up(w->n1 - w->n0, NR), chunks = divide_up(p->k, CHUNK);
+    bool large = (w->n1 - w->n0) * p->k > SMALL;
+    PARALLEL_FOR_EVEN
+    for (int64_t i = 0; i < groups * chunks; i++)
+        pack_group(p, w, w->n0 + i / chunks * NR, i % chunks * CHUNK,
+                   scratch + thread_number() * PRODUCT_SCRATCH + ROWS + TILE);
 }
 
-/* Asks the caches for what is needed after a tile: the outputs of rows [m, m + rows) that it is added to, and row
- * `next` of the next rows of x. A convolution's are near already. */
-static void prefetch(const product *p, int64_t m, int64_t rows, int64_t n, int64_t next, int64_t first, int64_t count)
+/* Asks the caches for what is needed soon: the tile's outputs [m, m + rows) from n on, and its share of the next rows
+ * of x: row i, i + groups, ... of them. A convolution's are near already. */
+static void prefetch(const product *p, int64_t m, int64_t rows, int64_t n, int64_t i, int64_t groups, int64_t first)
 {
     for (int64_t r = 0; r < rows; r++)
         PREFETCH(p->y + (m + r) * p->n + n);
-    if (!p->conv && next < MR && m + MR + next < p->m)
-        for (int64_t k = 0; k < count; k += ALIGNMENT / (int64_t)sizeof(real))
-            PREFETCH(p->x + (m + MR + next) * p->k + first + k);
+    for (int64_t r = m + MR + i; r < smaller(m + 2 * MR, p->m) && !p->conv; r += groups)
+        for (int64_t k = first; k < smaller(first + CHUNK, p->k); k += ALIGNMENT / (int64_t)sizeof(real))
+            PREFETCH(p->x + r * p->k + k);
 }
 
-/* Outputs [m0, m1) x [n0, n1). panel: W of these columns, packed; groups of NR columns lie NR * count apart. */
-static void product_block(const product *p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, const real *panel,
+/* y[m ..][n ..] += a chunk's sums of `rows` rows and a group of columns; the first chunk begins with the bias. A whole
+ * tile goes straight to y; what overhangs goes by way of `tile`. x: the rows, copied. */
+static void product_tile(const product *p, int64_t m, int64_t rows, const panel *w, int64_t n, int64_t first,
+                         const real *x, real *tile)
+{
+    static const real zero[NR];
+    int64_t count = smaller(CHUNK, p->k - first);
+    const real *packed = panel_at(w, n, first, count);
+    real *y = p->y + m * p->n + n;
+    const real *before = first ? y : p->bias ? p->bias + n : zero;
+    int64_t above = first ? p->n : 0, columns = smaller(NR, p->n - n);
+    if (rows == MR && columns == NR) {
+        micro_full(count, x, packed, before, above, y, p->n);
+        return;
+    }
+    (group_width(w, n) == NR ? micro_for(rows) : micro_narrow)(count, x, packed, NULL, 0, tile, NR);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < columns; i++)
+            y[r * p->n + i] = before[r * above + i] + tile[r * NR + i];
+}
+
+/* Outputs [m0, m1) x [n0, n1), one task. */
+static void product_block(const product *p, int64_t m0, int64_t m1, const panel *w, int64_t n0, int64_t n1,
                           real *scratch)
 {
-    real *rows = scratch, *tile = rows + ROWS;
-    int64_t columns = divide_up(n1 - n0, NR) * NR;
-    memset(rows, 0, ROWS * sizeof(real));       /* rows beyond m are computed and thrown away: let them be numbers */
+    real *x = scratch, *tile = x + ROWS;
+    memset(x, 0, ROWS * sizeof(real));          /* rows beyond m are computed and thrown away: let them be numbers */
     for (int64_t first = 0; first < p->k; first += CHUNK) {     /* outermost: y takes a partial sum a chunk, in order */
         int64_t count = smaller(CHUNK, p->k - first);
-        for (int64_t m = m0; m < m1; m += MR) {                 /* the chunk of the panel stays in the second cache */
-            int64_t high = smaller(MR, m1 - m);
-            micro_kernel *kernel = micro_for(high);
-            p->copy(p, m, high, first, count, rows);
+        for (int64_t m = m0; m < m1; m += MR) {                 /* the chunk of W stays in the second cache */
+            int64_t rows = smaller(MR, m1 - m);
+            p->copy(p, m, rows, first, count, x);
             for (int64_t n = n0; n < n1; n += NR) {             /* the rows stay in the first */
-                int width = group_width(n1 - n);
-                prefetch(p, m, high, n, (n - n0) / NR, first, count);
-                const real *packed = panel + first * columns + (n - n0) * count;
-                (width == NR ? kernel : micro_narrow)(count, rows, packed, tile);
-                add_tile(p, m, high, n, tile, first == 0);
+                prefetch(p, m, rows, n, (n - n0) / NR, divide_up(n1 - n0, NR), first);
+                product_tile(p, m, rows, w, n, first, x, tile);
             }
         }
     }
 }
 
-/* Packs the columns [n0, n1), all threads together. */
-static void product_pack(const product *p, int64_t n0, int64_t n1, real *panel, real *scratch)
-{
-    int64_t groups = divide_up(n1 - n0, NR), chunks = divide_up(p->k, CHUNK);
-    bool large = (n1 - n0) * p->k > SMALL;
-    PARALLEL_FOR
-    for (int64_t i = 0; i < groups * chunks; i++) {
-        int64_t first = i / groups * CHUNK, count = smaller(CHUNK, p->k - first), n = n0 + i % groups * NR;
-        pack_group(p, n, group_width(n1 - n), first, count, panel + first * groups * NR + i % groups * NR * count,
-                   scratch + thread_number() * PRODUCT_SCRATCH + ROWS + TILE);
-    }
-}
-
-/* Walks the outputs in panels; in each, all threads pack, then all multiply. Three tasks a thread: the last to finish
- * keeps the others waiting for a sixth of their time at the most. */
+/* Walks the outputs in panels; in each, all threads pack, then all multiply. Tasks are equally high, and there are as
+ * many for every thread, at least three: nobody waits long for the last. */
 static void product_run(arena *a, const product *p)
 {
     size_t mark = arena_mark(a);
     a->work[p->conv ? CONV : LINEAR] += 2.0 * (double)p->m * (double)p->n * (double)p->k;
-    int64_t threads = ruyi_threads(), fits = PANEL / (p->k + 1) / NR * NR;
-    int64_t columns = smaller(divide_up(p->n, NR) * NR, fits < NR ? NR : fits > BLOCK_N ? BLOCK_N : fits);
+    int64_t threads = ruyi_threads(), tiles = divide_up(p->m, MR), panels = 1 + p->n * p->k / PANEL;
+    int64_t columns = divide_up(divide_up(p->n, panels), NR) * NR, spans = divide_up(columns, BLOCK_N);
+    int64_t blocks = divide_up(tiles, BLOCK_M / MR), least = divide_up(3 * threads, spans);
+    blocks = smaller(divide_up(blocks < least ? least : blocks, threads) * threads, tiles);
     real *scratch = arena_alloc(a, (size_t)threads * PRODUCT_SCRATCH, sizeof(real));
-    real *panel = arena_alloc(a, (size_t)(p->k * columns), sizeof(real));
-    int64_t high = smaller(divide_up(divide_up(p->m, 3 * threads), MR) * MR, BLOCK_M);
+    panel w = { .packed = arena_alloc(a, (size_t)(p->k * columns), sizeof(real)) };
     bool large = p->m * p->n * p->k > 1 << 20;
-    for (int64_t n0 = 0; n0 < p->n && scratch; n0 += columns) {
-        int64_t n1 = smaller(n0 + columns, p->n);
-        product_pack(p, n0, n1, panel, scratch);
+    int64_t width = divide_up(columns / NR, spans) * NR;
+    for (w.n0 = 0; w.n0 < p->n && scratch; w.n0 = w.n1) {
+        w.n1 = smaller(w.n0 + columns, p->n);
+        panel_pack(p, &w, scratch);
         PARALLEL_FOR
-        for (int64_t m = 0; m < p->m; m += high)
-            product_block(p, m, smaller(m + high, p->m), n0, n1, panel, scratch + thread_number() * PRODUCT_SCRATCH);
+        for (int64_t i = 0; i < blocks * spans; i++) {
+            int64_t m = i / spans, n = w.n0 + i % spans * width;
+            product_block(p, m * tiles / blocks * MR, smaller((m + 1) * tiles / blocks * MR, p->m), &w, n,
+                          smaller(n + width, w.n1), scratch + thread_number() * PRODUCT_SCRATCH);
+        }
     }
     arena_reset(a, mark);
 }
@@ -976,7 +982,7 @@ void conv(arena *a, tensor y, tensor x, conv_spec s, layer l)
  *
  * Formula: y_i = sum_j p_ij v_j / sum_j p_ij, p_ij = e^(q_i k_j / sqrt(head)), every p relative to the row's maximum
  * Method:  online softmax over chunks of 256 keys (Milakov and Gimelshein; FlashAttention): nothing of the size tokens
- *          x tokens is ever stored. Lanes are queries. For a block of up to 256 queries of one head:
+ *          x tokens is ever stored. Lanes are queries. For a block of up to 512 queries of one head:
  *              pass 1   S^T [keys][queries] = K rows (broadcast) x packed Q^T         the micro-kernel
  *              pass 2   down the keys, in order: maximum, exp2, sum                   vertical loops
  *              pass 3   O^T [head][queries] = O^T a + V^T rows (broadcast) x P^T      the micro-kernel
@@ -1035,7 +1041,7 @@ void attention_plain(real *y, const real *q, const real *k, const real *v, int64
 }
 
 enum {
-    QUERIES = CHUNK / NR * NR,  /* in a block, whole tiles */
+    QUERIES = 512 / NR * NR,    /* in a block: K and V are copied once for each, its scores stay in the second cache */
     KEYS = CHUNK + MR,          /* rows of scores: the last tile may overhang */
 };
 
@@ -1077,9 +1083,7 @@ static void attention_scores(const attention_task *t, attention_scratch s, int64
                 memcpy(s.rows + r * STRIDE, t->k + (key0 + key + r) * t->stride + d, (size_t)count * sizeof(real));
             for (int64_t i = 0; i < tiles; i++) {
                 real *out = s.s + (i * KEYS + key) * NR;
-                micro_for(rows)(count, s.rows, s.q + (i * t->head + d) * NR, d ? s.tile : out);
-                for (int64_t j = 0; d && j < rows * NR; j++)
-                    out[j] += s.tile[j];
+                micro_for(rows)(count, s.rows, s.q + (i * t->head + d) * NR, d ? out : NULL, NR, out, NR);
             }
         }
 }
@@ -1119,7 +1123,7 @@ static void attention_values(const attention_task *t, attention_scratch s, int64
             for (int64_t r = 0; r < rows; r++)
                 s.rows[r * STRIDE + j] = t->v[(key0 + j) * t->stride + d + r];
         for (int64_t i = 0; i < tiles; i++) {
-            micro_for(rows)(keys, s.rows, s.s + i * KEYS * NR, s.tile);
+            micro_for(rows)(keys, s.rows, s.s + i * KEYS * NR, NULL, 0, s.tile, NR);
             real *out = s.o + (i * t->head + d) * NR, *shrink = s.shrink + i * NR;
             for (int64_t r = 0; r < rows; r++)
                 for (int l = 0; l < NR; l++)
@@ -1162,15 +1166,16 @@ void attention(arena *a, tensor y, tensor q, tensor k, tensor v, int64_t sequenc
     size_t mark = arena_mark(a), reals = attention_reals(head);
     a->work[ATTENTION] += 4.0 * (double)(sequences * nq) * (double)nk * (double)width;
     real *scratch = arena_alloc(a, (size_t)ruyi_threads() * reals, sizeof(real));
-    int64_t blocks = divide_up(nq, QUERIES), tasks = scratch ? sequences * heads * blocks : 0;
+    int64_t blocks = divide_up(nq, QUERIES), size = divide_up(divide_up(nq, blocks), NR) * NR;
+    int64_t tasks = scratch ? sequences * heads * blocks : 0;
     bool large = sequences * nq * nk * width > 1 << 19;
     PARALLEL_FOR
     for (int64_t i = 0; i < tasks; i++) {
-        int64_t first = i % blocks * QUERIES, h = i / blocks % heads, s = i / blocks / heads;
+        int64_t first = i % blocks * size, h = i / blocks % heads, s = i / blocks / heads;
         attention_task t = { .q = q.data + s * nq * width + h * head, .k = k.data + s * nk * width + h * head,
                              .v = v.data + s * nk * width + h * head, .y = y.data + s * nq * width + h * head,
                              .nq = nq, .nk = nk, .head = head, .stride = width, .scale = attention_scale(head) };
-        attention_block(&t, first, smaller(QUERIES, nq - first),
+        attention_block(&t, first, smaller(size, nq - first),
                         attention_parts(scratch + (size_t)thread_number() * reals, head));
     }
     arena_reset(a, mark);
