@@ -12,16 +12,14 @@
  *       --guide--> pred --sched_step--> latents, a step cleaner           [F][h][w][Z]           6 16 16 16
  *     latents --vae_decode, smooth--> video --to_bytes--> frames          [T][H][W][3]           24 128 128 3
  *
- * The first half of the file tells this from the top down: generate first, then a section for each stage in the order
- * of the story (what is given, denoise, schedulers, decoding); within a section the parts come first. The second half,
- * from `clips` on, is the program around it, and goes from the parts to the whole: there every function stands after
- * those that it calls, and main is the last.
+ * The file goes from the parts to the whole: every function stands after those that it calls, the algorithm above is
+ * the section `pipeline`, and main is the last.
  *
  *     job          what the command line says
- *     pipeline     pixels, mask -> latents -> steps -> video -> bytes
  *     schedulers   tables in float32, bit for bit torch's; five rules behind one sched_step
  *     checkpoint   what a killed run has computed, for the run that goes on
  *     progress     a line or a moving bar on standard error
+ *     pipeline     pixels, mask -> latents -> steps -> video -> bytes
  *     clips        frames looked at: motion, colours, which ones to go on from
  *     flows        what a command computes
  *     plan         what it will take; then it is run
@@ -117,127 +115,36 @@ typedef struct {
     image seen;                             /* the first picture as CLIP gets it */
 } job;
 
-/* ---------------------------------------------------------------- pipeline
- *
- *     x = noise                                              fresh_noise
- *     inpaint = what is given, as latents                    inpaint_latents
- *     for each timestep t, noisiest first:                   denoise
- *         v_neg, v_pos = model(x, t, inpaint; rows)              dit_forward
- *         v = v_neg + cfg (v_pos - v_neg)                        guide
- *         x = step(x, v, t)                                      sched_step
- *     clip = decode(x)                                       decode_frames
- *
- * A diffusion model has learned one thing: to say what in a noisy clip is clip and what is noise. So a clip is made by
- * starting from nothing but noise and taking away, step by step, what the model calls noise. All of it happens in the
- * latents of a VAE (in the published model 1/8 as large each way and 1/4 in time), which only the last stage turns into
- * pictures.
- *
- * Random numbers are drawn in a fixed order, and where stages are given in place of computing them all the same: the
- * first generator makes the noise and, for Euler A, one more tensor before every call; the second makes the posterior's
- * noise of the mask, then of the masked video. Both are torch's generator, of the CPU in float32, bit for bit, or of a
- * GPU (--rng cuda).
- */
+/* ---------------------------------------------------------------- small parts */
 
-/* What sampling carries from one call of the model to the next, and what every call is told. */
-typedef struct {
-    tensor latents;             /* [F][h][w][Z] x: noise at first, clean at last */
-    tensor inpaint;             /* [F][h][w][2 Z] mask and masked video */
-    tensor tokens;              /* [patches][hidden_size] CLIP's; ndim 0: no picture */
-    dit_condition condition;    /* rows [negative, positive] of text and image tokens */
-    generator g;                /* of the first noise; Euler A goes on drawing from it */
-    scheduler s;
-    enhance eav;
-    tea_cache tea;
-    tensor tea_input;           /* [F][h][w][Z] what the call that TeaCache has stored was given */
-    int64_t tea_call;           /* that call; -1: none */
-    int64_t *computed; double *delta;       /* [calls] TeaCache's report */
-    double *fit;                /* [Z + 1][3] preview: latents to colours; NULL: none is asked for */
-    bool *asked;                /* [calls] to be made: its latents are wanted, or a rule's memory is */
-    bool asks_inpaint, asks_tokens;         /* some of these calls see inpaint, and tokens */
-} sampling;
-
-/* The stages, in the order of the story. */
-static int64_t latent_length(const job *j);                                     /* F */
-static void dump_timesteps(const run *r, const scheduler *s);
-static tensor fresh_noise(arena *a, generator *g, shape s);                     /* [F][h][w][Z] */
-static void stage(const run *r, tensor x, const weights *a, const weights *b, const char *name, ...) PRINTF(5, 6);
-static void scale_to(tensor y, tensor x, double p);                             /* y = p x */
-static void mark_asked(const run *r, const job *j, sampling *m);                /* fills asked, asks_... */
-static tensor inpaint_latents(const run *r, const job *j, shape latents);       /* pictures -> [F][h][w][2 Z] */
-static tensor clip_tokens(const run *r, const job *j);                          /* picture -> [patches][hidden_size] */
-static void check_finite(tensor x, const char *stage, const weights *first, const weights *second);
-static void denoise(const run *r, const job *j, sampling *m);                   /* m->latents: noise -> clean */
-static unsigned char *decode_frames(const run *r, const job *j, tensor latents, int64_t *frames);   /* [T][H][W][3] */
-/* Those who watch: the checkpoint, and previews. */
-static st_entry entry_of(const char *name, tensor x);
-static bool restored(const run *r, st_entry e);
-static bool state_restored(const run *r, sampling *m);
-static void state_save(const run *r, sampling *m);
-static double *preview_fit(const run *r, const job *j);                         /* [Z + 1][3] */
-static void preview_write(const job *j, const double *fit, const scheduler *s, tensor x, tensor pred, double t);
-
-/* The whole model: RuyiInpaintPipeline.__call__. Returns [T][H][W][3] bytes in the arena, and T; NULL while planning.
- * Guidance of 1 and less runs the positive row alone, in half the time. The negative row is the `n.default` control. */
-static unsigned char *generate(const run *r, const job *j, int64_t *frames)
-{
-    arena *a = r->arena;
-    int64_t scale = vae_scale(vae_settings(j->vae)), rows = j->cfg > 1 ? 2 : 1;
-    shape size = SHAPE(latent_length(j), j->height / scale, j->width / scale, vae_settings(j->vae)->latent_channels);
-    sampling m = { .s = sched_new(a, j->sched, j->steps, size) };
-    dump_timesteps(r, &m.s);
-    generator_seed(&m.g, j->rng, j->seed);
-    m.latents = fresh_noise(a, &m.g, size);     /* [F][h][w][Z] */
-    size_t mark = arena_mark(a);
-    stage(r, m.latents, NULL, NULL, "noise");
-    scale_to(m.latents, m.latents, m.s.init_noise_sigma);
-
-    mark_asked(r, j, &m);
-    if (m.asks_inpaint)
-        m.inpaint = inpaint_latents(r, j, size);        /* [F][h][w][2 Z] */
-    if (m.asks_tokens)
-        m.tokens = clip_tokens(r, j);                   /* [patches][hidden_size] */
-    m.condition = dit_conditions(r, j->dit, j->rows + 2 - rows, rows, m.tokens, j->height, j->width);
-    check_finite(m.condition.text, "text", j->embeddings, dit_weights(j->dit));
-    denoise(r, j, &m);
-    sched_free(&m.s);
-    arena_reset(a, mark);
-    return decode_frames(r, j, m.latents, frames);
-}
-
-/* ---------------------------------------------------------------- pipeline: small parts */
+static long long ll(int64_t n) { return n; }    /* for printf's %lld */
 
 /* Stops a run at the first stage that is not a finite number: a clip of black frames after an hour says nothing. Names
  * the weight that is to blame, if one of the two components (either may be NULL) holds one itself. */
 static void check_finite(tensor x, const char *stage, const weights *first, const weights *second)
 {
     const weights *suspects[] = { first, second };
-    int64_t bad = 0, index;
-    while (bad < tensor_count(x) && (!x.data || isfinite(x.data[bad])))
+    int64_t bad = 0, index, count = x.data ? tensor_count(x) : 0;
+    while (bad < count && isfinite(x.data[bad]))
         bad++;
-    if (bad == tensor_count(x))
-        return;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 2 && bad < count; i++) {
         const st_tensor *t = suspects[i] ? weights_nonfinite(suspects[i], &index) : NULL;
         if (t)
             die(BAD_INPUT, "%s/%s: %s: element %lld is not a finite number, which shows at %s; the file is damaged, "
-                "get it again%s", suspects[i]->folder, suspects[i]->stem, t->name, (long long)index, stage,
+                "get it again%s", suspects[i]->folder, suspects[i]->stem, t->name, ll(index), stage,
                 suspects[i]->fp8 ? ", or out of the range of --fp8, choose another type" : "");
     }
-    die(BAD_INPUT, "%s: element %lld is %g, expected a finite number; an input is damaged, or a guidance or the weight "
-        "of a low-rank update too large", stage, (long long)bad, (double)x.data[bad]);
+    if (bad < count)
+        die(BAD_INPUT, "%s: element %lld is %g, expected a finite number; an input is damaged, or a guidance or the "
+            "weight of a low-rank update too large", stage, ll(bad), (double)x.data[bad]);
 }
 
 /* Ends a stage: x becomes what is given in its place, if anything is, is checked, and dumped in PyTorch's order. */
-static void stage(const run *r, tensor x, const weights *first, const weights *second, const char *name, ...)
+static void stage(const run *r, tensor x, const weights *first, const weights *second, const char *name)
 {
-    char full[64];
-    va_list list;
-    va_start(list, name);
-    vsnprintf(full, sizeof full, name, list);
-    va_end(list);
-    given(r, x, CHANNELS_FIRST, "%s", full);
-    check_finite(x, full, first, second);
-    dump(r, x, CHANNELS_FIRST, "%s", full);
+    given(r, x, CHANNELS_FIRST, "%s", name);
+    check_finite(x, name, first, second);
+    dump(r, x, CHANNELS_FIRST, "%s", name);
 }
 
 /* y = p x + q v; y may be x or v. */
@@ -258,12 +165,11 @@ static void clamp(tensor x, real low, real high)
         x.data[i] = x.data[i] < low ? low : x.data[i] > high ? high : x.data[i];
 }
 
-/* Channels of one tensor [F][h][w][C] to another's [F][h][w][C'], `count` of them, from `first` to `to`. */
-static void copy_channels(tensor y, int64_t to, tensor x, int64_t first, int64_t count)
+/* The first `count` channels of x [F][h][w][C] become those of y [F][h][w][C'] from `to` on. */
+static void copy_channels(tensor y, int64_t to, tensor x, int64_t count)
 {
-    int64_t places = y.data ? tensor_count(y) / y.dim[3] : 0;
-    for (int64_t i = 0; i < places * count; i++)
-        y.data[i / count * y.dim[3] + to + i % count] = x.data[i / count * x.dim[3] + first + i % count];
+    for (int64_t i = 0; y.data && i < tensor_count(y) / y.dim[3] * count; i++)
+        y.data[i / count * y.dim[3] + to + i % count] = x.data[i / count * x.dim[3] + i % count];
 }
 
 /* The generator's next normal numbers as a tensor [F][h][w][Z]. torch fills its tensors in the order of memory, which
@@ -280,287 +186,6 @@ static tensor fresh_noise(arena *a, generator *g, shape s)
         x.data[i] = (real)noise[i % z * places + i / z];
     arena_reset(a, mark);
     return x;
-}
-
-/* ---------------------------------------------------------------- pipeline: what is given
- *
- * The DiT is an inpainting model: beside the noisy latents it sees which frames are given (the mask) and what
- * is in them (the masked video, black where nothing is given), both as latents of the same shape, 3 Z channels in all.
- * So start pictures, end pictures and a clip to go on with are all the same task.
- *
- *     frame       0       1 .. T-2        T-1
- *     pixels      start   start, unseen   end         -1..1
- *     mask        0       1               0           into the VAE as 0 and 1, in all three channels
- *     masked      start   black           end         -1..1
- */
-
-/* F: prepare_latents' formula, or what the encoder makes of the frames where pictures are encoded. The two differ for
- * some ways of slicing; the public code then fails where it joins latents and condition. */
-static int64_t latent_length(const job *j)
-{
-    const vae_config *c = vae_settings(j->vae);
-    if (j->starts)
-        return vae_latent_frames(c, j->frames);
-    return j->frames == 1 ? 1 : j->frames / c->mini_batch_encoder * c->mini_batch_decoder;
-}
-
-/* The picture given for frame t, or NULL where the model makes the frame. End pictures are written last in the public
- * code: where the two overlap they win. get_image_to_video_latent of utils.py. */
-static const image *picture_at(const job *j, int64_t t)
-{
-    int64_t from_end = t - (j->frames - j->ends);
-    return from_end >= 0 ? &j->end[from_end] : t < j->starts ? &j->start[t] : NULL;
-}
-
-/* The stage `pixels` [T][H][W][3] in -1..1. Frames that are not given hold the first start picture, as the public
- * code's tiling leaves them; they are seen in the dump only. */
-static tensor fill_pixels(const run *r, const job *j)
-{
-    tensor x = tensor_new(r->arena, SHAPE(j->frames, j->height, j->width, 3));
-    int64_t size = 3 * j->width * j->height;
-    for (int64_t t = 0; t < j->frames; t++) {
-        const image *picture = picture_at(j, t), *p = picture ? picture : &j->start[0];
-        for (int64_t i = 0; i < size && x.data; i++)
-            x.data[t * size + i] = (real)p->rgb[i] / 255 * 2 - 1;
-    }
-    stage(r, x, NULL, NULL, "pixels");
-    return x;
-}
-
-/* mask [1][T][H][W], 8 bits: 0 on given frames, 1 on those to be made -> masks [T][H][W][3], 0 and 1 likewise; pixels
- * of the same shape become black where it is 1. */
-static void apply_mask(const run *r, const job *j, tensor masks, tensor pixels)
-{
-    size_t mark = arena_mark(r->arena), size = (size_t)(j->width * j->height);
-    shape s = SHAPE(1, j->frames, j->height, j->width);
-    unsigned char *mask = arena_alloc(r->arena, (size_t)j->frames, size);
-    for (int64_t t = 0; t < j->frames && mask; t++)
-        memset(mask + (size_t)t * size, !picture_at(j, t), size);
-    given_bytes(r, mask, s, "mask");
-    dump_data(r, mask, U8, s, "mask");
-    for (int64_t i = 0; i < tensor_count(masks) && mask; i++) {
-        masks.data[i] = mask[i / 3];
-        if (mask[i / 3])
-            pixels.data[i] = -1;
-    }
-    arena_reset(r->arena, mark);
-}
-
-/* Draws a sample [F][h][w][Z] of the posterior, as the DiT takes latents.
- *
- * Formula   sample = (mean + exp(logvar / 2) noise) scaling_factor,    logvar clamped to -30..20
- * Method    the encoder does not give latents but a normal distribution for each, the posterior: moments [F][h][w][2 Z]
- *           are its mean and the logarithm of its variance. scaling_factor is meant to bring latents to a variance near
- *           1, that of the noise they are mixed with.
- * Source    Kingma and Welling, 2013, arXiv 1312.6114; DiagonalGaussianDistribution.sample, prepare_mask_latents
- */
-static tensor sample_posterior(arena *a, tensor moments, generator *g, double scaling)
-{
-    int64_t z = moments.dim[3] / 2;
-    tensor x = fresh_noise(a, g, SHAPE(moments.dim[0], moments.dim[1], moments.dim[2], z));
-    for (int64_t i = 0; i < tensor_count(x) && x.data; i++) {
-        const real *m = moments.data + i / z * 2 * z + i % z;      /* mean; logvar is Z further on */
-        double logvar = (double)m[z];
-        real std = (real)exp_own((logvar < -30 ? -30 : logvar > 20 ? 20 : logvar) / 2);
-        x.data[i] = (*m + std * x.data[i]) * (real)scaling;
-    }
-    return x;
-}
-
-/* Mask and masked video through the VAE -> [F][h][w][2 Z]; zeros, with nothing encoded or drawn, without any picture.
- * latents: the shape [F][h][w][Z]. __call__ and prepare_mask_latents of the pipeline.
- *
- * The mask is encoded too, as a video of three equal channels, and so gets the latents' frames and size whatever the
- * VAE's slices are. Its values are 0 and 1 although pixels are in -1..1: the public mask_processor does not normalise.
- *
- * Two generators: the public code draws this noise from torch's global generator, which its seed does not set, so its
- * results differ from run to run. Here it is a second generator of the same seed, mask first. Were it the first one, a
- * picture more would change the noise that the clip starts from. */
-static tensor inpaint_latents(const run *r, const job *j, shape latents)
-{
-    static const char *const names[2] = { "mask_latents", "masked_latents" };
-    arena *a = r->arena;
-    int64_t z = latents.dim[3];
-    tensor out = tensor_new(a, SHAPE(latents.dim[0], latents.dim[1], latents.dim[2], 2 * z));
-    if (j->starts == 0)
-        tensor_fill(out, 0);
-    if (j->starts == 0 || restored(r, entry_of("inpaint", out)))
-        return out;
-    size_t mark = arena_mark(a);
-    tensor pixels = fill_pixels(r, j), masks = tensor_new(a, tensor_shape(pixels)), videos[2] = { masks, pixels };
-    apply_mask(r, j, masks, pixels);
-    generator g;
-    generator_seed(&g, j->rng, j->seed);
-    run inner = *r;
-    inner.hooks = NULL;         /* the encoder's own stages would have the same names twice */
-    for (int i = 0; i < 2; i++) {
-        size_t before = arena_mark(a);
-        tensor x;
-        if (is_given(r, "%s", names[i]))
-            x = fresh_noise(a, &g, latents);        /* drawn all the same, for the second video */
-        else
-            x = sample_posterior(a, vae_encode(&inner, j->vae, videos[i]), &g, vae_settings(j->vae)->scaling_factor);
-        stage(r, x, vae_weights(j->vae), NULL, "%s", names[i]);
-        copy_channels(out, i * z, x, 0, z);
-        arena_reset(a, before);
-    }
-    arena_reset(a, mark);
-    return out;
-}
-
-/* CLIP's tokens of the first picture [patches][hidden_size], or no tensor (ndim 0) without one. They tell the model
- * what is shown, where the masked video tells it where. */
-static tensor clip_tokens(const run *r, const job *j)
-{
-    if (!j->starts)
-        return (tensor){ 0 };
-    tensor tokens = clip_encode(r, j->clip, j->seen);
-    check_finite(tokens, "clip.hidden", clip_weights(j->clip), NULL);
-    return tokens;
-}
-
-/* ---------------------------------------------------------------- pipeline: denoise
- *
- * One call of the model and one step of the scheduler, over and over. Early calls see hardly more than noise and settle
- * the large shapes, late ones the details.
- */
-
-/* The positive row sees the picture's tokens in the last 40 % of the calls only (clip_apply_ratio), the negative row
- * never: what is settled first, the large shapes and their motion, follows the control words. The picture itself is in
- * inpaint all the time, for both rows. */
-static bool sees_image(const job *j, int64_t i, int64_t calls)
-{
-    return j->starts > 0 && !((double)i < (double)calls * (1 - 0.40));
-}
-
-/* The model at call i of x [F][h][w][Z] -> out [B][F][h][w][out_channels]. */
-static tensor call_model(const run *r, const job *j, const sampling *m, tensor x, int64_t i, tea_cache *tea)
-{
-    bool see_image = sees_image(j, i, m->s.calls);
-    return dit_forward(r, j->dit, &m->condition, x, m->inpaint, m->s.timesteps[i], see_image, i, tea, &m->eav);
-}
-
-/* Guidance: pred [F][h][w][Z] = neg + cfg (pos - neg), of the first Z channels of out [B][F][h][w][out_channels];
- * without guidance (B = 1) the one row as it is.
- *
- * The two rows ask the model the same with and without the condition, here the control words and the picture's tokens.
- * The difference is what the condition adds; it is taken cfg times. cfg = 1 would be the positive row: not worth two
- * rows. Output channels beyond Z, from the model's learn_sigma, are a variance that no rule here uses.
- * Ho and Salimans, 2022, arXiv 2207.12598. */
-static void guide(tensor pred, tensor out, double cfg)
-{
-    int64_t z = pred.dim[3], width = out.dim[4], places = pred.data ? tensor_count(pred) / z : 0;
-    real scale = (real)cfg;
-    for (int64_t i = 0; i < places; i++)
-        for (int64_t c = 0; c < z; c++) {
-            real *row = &pred.data[i * z + c], first = out.data[i * width + c];
-            *row = out.dim[0] == 1 ? first : first + scale * (out.data[(places + i) * width + c] - first);
-        }
-}
-
-/* Call i, guided: pred [F][h][w][Z], what the model says of the latents. */
-static tensor predict(const run *r, const job *j, sampling *m, int64_t i)
-{
-    shape size = tensor_shape(m->latents);
-    tensor x = tensor_new(r->arena, size), pred = tensor_new(r->arena, size);   /* [F][h][w][Z] */
-    sched_input(&m->s, x, m->latents);
-    if (!is_given(r, "step.%03d.pred", (int)i))
-        guide(pred, call_model(r, j, m, x, i, &m->tea), j->cfg);
-    if (m->tea.stored) {
-        m->tea_call = i;
-        tensor_copy(m->tea_input, x);
-    }
-    m->computed[i] = m->tea.computed;
-    m->delta[i] = m->tea.delta;
-    stage(r, pred, dit_weights(j->dit), j->embeddings, "step.%03d.pred", (int)i);
-    preview_write(j, m->fit, &m->s, x, pred, m->s.timesteps[i]);
-    return pred;
-}
-
-/* TeaCache's tensors of a restored state: the call that stored them, once more. The sum makes it compute and store. */
-static void rebuild_tea(const run *r, const job *j, const sampling *m)
-{
-    if (m->tea_call < 0 || m->s.index == m->s.calls)
-        return;
-    tea_cache tea = m->tea;
-    tea.count = m->tea_call % tea.steps;
-    tea.sum = INFINITY;
-    size_t mark = arena_mark(r->arena);
-    tensor_fill(tea.last, 1);
-    call_model(r, j, m, m->tea_input, m->tea_call, &tea);
-    arena_reset(r->arena, mark);
-}
-
-/* Makes ready what the loop carries besides latents, or takes up what a checkpoint has.
- *
- * TeaCache (Liu et al., 2024, arXiv 2411.19108; TeaCacheParameters of transformer3d.py): a call whose input has hardly
- * changed since the last computed one adds that one's residual again instead of running the blocks. The first and the
- * last call always compute: hence skips of at least 1. Enhance-A-Video (Luo et al., 2025, arXiv 2502.07508) makes
- * attn1's output larger where frames attend to each other. Both decide in dit_forward. */
-static void begin_sampling(const run *r, const job *j, sampling *m)
-{
-    const dit_config *d = dit_settings(j->dit);
-    const int64_t *dim = m->latents.dim, tokens = dim[0] * (dim[1] / d->patch_size) * (dim[2] / d->patch_size);
-    m->eav = (enhance){ .enabled = j->enhance, .weight = j->enhance_weight, .skip_start = j->enhance_start,
-                        .skip_end = j->enhance_end, .steps = j->steps };
-    m->tea = (tea_cache){ .threshold = j->tea_threshold, .skip_start = j->tea_start < 1 ? 1 : j->tea_start,
-                          .skip_end = j->tea_end < 1 ? 1 : j->tea_end, .steps = j->steps };
-    m->tea_call = -1;
-    if (j->tea_threshold != 0) {
-        m->tea.last = tensor_new_high(r->arena, SHAPE(m->condition.rows * tokens, d->hidden_size));
-        m->tea.residual = tensor_new_high(r->arena, SHAPE(m->condition.rows, tokens, d->hidden_size));
-        m->tea_input = tensor_new(r->arena, tensor_shape(m->latents));
-    }
-    m->computed = allocate((size_t)m->s.calls, sizeof *m->computed);
-    m->delta = allocate((size_t)m->s.calls, sizeof *m->delta);
-    m->fit = j->preview ? preview_fit(r, j) : NULL;
-    bool resumed = state_restored(r, m);
-    progress(r, "denoise", m->s.index, m->s.calls);
-    if (resumed)
-        rebuild_tea(r, j, m);
-    else
-        state_save(r, m);
-}
-
-/* Tells what TeaCache decided at every call: whether it computed, and its polynomial's value there [calls]. */
-static void end_sampling(const run *r, sampling *m)
-{
-    if (m->tea.threshold != 0 && !r->arena->planning) {
-        dump_data(r, m->computed, I64, SHAPE(m->s.calls), "teacache.computed");
-        dump_data(r, m->delta, F64, SHAPE(m->s.calls), "teacache.delta");
-        if (r->verbosity)
-            fprintf(stderr, "teacache: %lld of %lld calls used the cache\n", (long long)m->tea.cached,
-                    (long long)m->s.calls);
-    }
-    free(m->computed);
-    free(m->delta);
-    free(m->fit);
-    free(m->asked);
-}
-
-/* The loop: m->latents from noise to a clean sample, in place. Of a call that nothing asks for, because what comes
- * after it is given, only the noise is drawn. */
-static void denoise(const run *r, const job *j, sampling *m)
-{
-    arena *a = r->arena;
-    scheduler *s = &m->s;
-    begin_sampling(r, j, m);
-    for (int64_t i = s->index; i < s->calls; i++) {
-        size_t mark = arena_mark(a);
-        tensor noise = j->scheduler == EULER_A ? fresh_noise(a, &m->g, tensor_shape(m->latents)) : (tensor){ 0 };
-        if (m->asked[i]) {
-            tensor v = predict(r, j, m, i);     /* [F][h][w][Z] */
-            sched_step(s, m->latents, v, noise);
-            stage(r, m->latents, dit_weights(j->dit), j->embeddings, "step.%03d.latents", (int)i);
-        } else {
-            given(r, m->latents, CHANNELS_FIRST, "step.%03d.latents", (int)i);
-            s->index++;
-        }
-        arena_reset(a, mark);
-        state_save(r, m);
-        progress(r, "denoise", i + 1, s->calls);
-    }
-    end_sampling(r, m);
 }
 
 /* ---------------------------------------------------------------- schedulers
@@ -652,10 +277,8 @@ static float beta_at(const sched_config *c, int64_t i)
 static void running_product(const float *betas, float *out, int64_t n)
 {
     double product = 1;
-    for (int64_t i = 0; i < n; i++) {
-        product *= (double)(1.0f - betas[i]);
-        out[i] = (float)product;
-    }
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)(product *= (double)(1.0f - betas[i]));
 }
 
 /* rescale_zero_terminal_snr (Lin et al., 2023, arXiv 2305.08891, algorithm 1): sqrt(A) shifted and scaled so that the
@@ -688,18 +311,16 @@ static double step_time(const scheduler *s, int64_t k)
     int64_t up = points - 1 - k;            /* counted from the cleanest */
     if (c->timestep_spacing == LEADING)
         return (double)(up * (n / points) + c->steps_offset);
-    if (c->timestep_spacing == TRAILING) {
-        double trail = (double)n - (double)n / (double)s->steps - (double)n;
-        return rint((double)n + (double)k * trail) - 1;
-    }
-    double last = (double)(n - 1), gap = points > 1 ? last / (double)(points - 1) : 0;
+    double all = (double)n, last = all - 1, trail = all - all / (double)s->steps - all;
+    if (c->timestep_spacing == TRAILING)
+        return rint(all + (double)k * trail) - 1;
+    double gap = points > 1 ? last / (double)(points - 1) : 0;
     double t = up && k == 0 ? last : (double)up * gap;      /* numpy sets the end, which up * gap may miss */
     return is_euler(c->type) ? (double)(float)t : rint(t);
 }
 
 /* Training times between one step and the next, in the integer division of the public classes. */
 static int64_t stride(const scheduler *s) { return s->config.num_train_timesteps / s->steps; }
-static int64_t half_stride(const scheduler *s) { return stride(s) / 2; }
 
 /* timesteps[i], the time of call i of the model: one a step, but for PNDM, which calls it more often. The three
  * noisiest steps b, with the next lower c and g half a stride, are four calls each, those of a Runge-Kutta step: b,
@@ -707,13 +328,10 @@ static int64_t half_stride(const scheduler *s) { return stride(s) / 2; }
 enum { WARM_UP = 12 };
 static double call_time(const scheduler *s, int64_t i)
 {
-    double half = (double)half_stride(s);
-    if (s->config.type != PNDM)
-        return step_time(s, i);
-    if (s->config.skip_prk_steps)
-        return step_time(s, i - (i > 1));
-    if (i >= WARM_UP)
-        return step_time(s, i - WARM_UP + 3);
+    bool pndm = s->config.type == PNDM, skip = s->config.skip_prk_steps;
+    double half = (double)(stride(s) / 2);
+    if (!pndm || skip || i >= WARM_UP)
+        return step_time(s, i - (!pndm ? 0 : skip ? i > 1 : WARM_UP - 3));
     return i % 4 == 0 ? step_time(s, i / 4) : step_time(s, i / 4 + 1) + (i % 4 < 3 ? half : 0);
 }
 
@@ -742,10 +360,10 @@ scheduler sched_new(arena *a, sched_config c, int64_t steps, shape latents)
     scheduler s = { .config = c, .steps = steps, .calls = steps + more, .init_noise_sigma = 1 };
     int64_t n = c.num_train_timesteps, remembered = c.type == PNDM ? 5 : c.type == DPMPP ? 1 : 0;
     double most = 0;            /* the largest sigma: the first, but for some tables that rescale_betas made */
-    s.betas = allocate((size_t)n, sizeof *s.betas);
-    s.alphas_cumprod = allocate((size_t)n, sizeof *s.alphas_cumprod);
     s.timesteps = allocate((size_t)s.calls, sizeof *s.timesteps);
-    s.sigmas = allocate((size_t)s.calls + 1, sizeof *s.sigmas);     /* the last stays 0: the clean end */
+    s.betas = allocate((size_t)(2 * n + s.calls + 1), sizeof *s.betas);     /* with the other float tables behind it */
+    s.alphas_cumprod = s.betas + n;
+    s.sigmas = s.alphas_cumprod + n;        /* the last stays 0: the clean end */
     for (int64_t i = 0; i < n; i++)
         s.betas[i] = beta_at(&c, i);
     if (c.rescale_betas_zero_snr)
@@ -768,11 +386,8 @@ scheduler sched_new(arena *a, sched_config c, int64_t steps, shape latents)
 /* Gives back what sched_new allocated; history is the arena's. */
 void sched_free(scheduler *s)
 {
-    free(s->betas);
-    free(s->alphas_cumprod);
     free(s->timesteps);
-    free(s->sigmas);
-    *s = (scheduler){ 0 };
+    free(s->betas);
 }
 
 /* timesteps [calls]: whole numbers, as torch's int64, but for Euler and Euler A. */
@@ -811,10 +426,8 @@ typedef struct { real x_share, v_share, divisor, bound, unit; } clean_rule;
 /* size: by how much the sample is larger than the x that the model knows. */
 static clean_rule clean_rule_of(prediction type, double alpha, double beta, double size)
 {
-    clean_rule c = { .divisor = (real)(type == EPSILON ? alpha : 1), .bound = (real)INFINITY, .unit = 1 };
-    c.x_share = (real)((type == V_PREDICTION ? alpha : type == EPSILON ? 1 : 0) / size);
-    c.v_share = (real)(type == SAMPLE ? 1 : -beta);
-    return c;
+    double x_share = type == V_PREDICTION ? alpha : type == EPSILON ? 1 : 0, v_share = type == SAMPLE ? 1 : -beta;
+    return (clean_rule){ (real)(x_share / size), (real)v_share, (real)(type == EPSILON ? alpha : 1), (real)INFINITY, 1 };
 }
 
 static real clean(const clean_rule *c, real x, real v)
@@ -865,10 +478,8 @@ static void bound_clean(const scheduler *s, clean_rule *c, tensor x, tensor v)
  * the table; `leading` with a large steps_offset goes beyond the end, and gets its last entry. */
 static double alpha_at(const scheduler *s, double t)
 {
-    if (t < 0)
-        return s->config.set_alpha_to_one ? 1 : (double)s->alphas_cumprod[0];
-    int64_t last = s->config.num_train_timesteps - 1;
-    return (double)s->alphas_cumprod[(int64_t)t < last ? (int64_t)t : last];
+    double last = (double)(s->config.num_train_timesteps - 1);
+    return t < 0 && s->config.set_alpha_to_one ? 1 : (double)s->alphas_cumprod[(int64_t)fmin(fmax(t, 0), last)];
 }
 
 /* DDIM, deterministic (eta 0).
@@ -977,26 +588,16 @@ static void add_part(tensor y, tensor v, double part) { blend_to(y, y, v, 1, par
 /* One of the four calls of a Runge-Kutta step from b to the next lower c. Every call's transfer starts from the sample
  * at b (history[3]), to half way, half way, c; the fourth goes to c along v1/6 + v2/3 + v3/3 + v4/6, which history[4]
  * gathers. PNDMScheduler.step_prk. */
-static void pndm_warm_up(scheduler *s, tensor x, tensor v)
+static void pndm_warm_up(const scheduler *s, tensor x, tensor v)
 {
     static const double share[4] = { 1.0 / 6, 1.0 / 3, 1.0 / 3, 1.0 / 6 };
     int64_t j = s->index % 4, first = s->index - j;
     tensor start = s->history[3], sum = s->history[4];
-    double half = (double)half_stride(s), b = s->timesteps[first], c = s->timesteps[first + 3];
-    if (j == 0) {
-        tensor_copy(start, x);
+    double half = (double)(stride(s) / 2), b = s->timesteps[first], c = s->timesteps[first + 3];
+    if (j == 0)
         tensor_fill(sum, 0);
-    }
     add_part(sum, v, share[j]);
     pndm_transfer(s, x, start, b, j == 0 ? b - half : j == 1 ? c + half : c, j == 3 ? sum : v);
-}
-
-/* Puts v in front of the three outputs remembered, history[0..2]. */
-static void remember_output(scheduler *s, tensor v)
-{
-    tensor_copy(s->history[2], s->history[1]);
-    tensor_copy(s->history[1], s->history[0]);
-    tensor_copy(s->history[0], v);
 }
 
 /* PNDM (PLMS): a Runge-Kutta warm-up, then linear multistep.
@@ -1007,30 +608,30 @@ static void remember_output(scheduler *s, tensor v)
  *           Without the warm-up (skip_prk_steps) the order grows from one to four with the outputs there are, a row of
  *           adams[] a call; the second row makes the first step anew, from where it began (history[3]), along the mean
  *           of the first two outputs, of which the second is not remembered. Hence N + 1 calls.
+ * State     history[0..2]: the outputs remembered, the newest first; [3]: the sample that a step of several calls began
+ *           with, which every fourth call keeps, whether it is needed or not; [4]: a sum of outputs
  * Source    Liu et al., 2022, arXiv 2202.09778, algorithm 2; PNDMScheduler.step_plms
  */
 static void step_pndm(scheduler *s, tensor x, tensor v)
 {
     static const double adams[][4] = { { 1 }, { 0.5, 0.5 }, { 1.5, -0.5 }, { 23.0 / 12, -16.0 / 12, 5.0 / 12 },
                                        { 55.0 / 24, -59.0 / 24, 37.0 / 24, -9.0 / 24 } };
-    bool skip = s->config.skip_prk_steps, again = skip && s->index == 1;
-    if (!skip && s->index < WARM_UP) {
-        if (s->index % 4 == 0)
-            remember_output(s, v);
-        pndm_warm_up(s, x, v);
-        return;
-    }
+    bool skip = s->config.skip_prk_steps, again = skip && s->index == 1, warm_up = !skip && s->index < WARM_UP;
     const double *share = adams[skip && s->index < 4 ? s->index : 4];
-    tensor m = s->history[4], start = s->history[3];
+    tensor *remembered = s->history, start = s->history[3], m = s->history[4];
     double t = s->timesteps[s->index] + (again ? (double)stride(s) : 0);
-    scale_to(m, v, share[0]);
-    for (int k = 1; k < 4 && share[k] != 0; k++)
-        add_part(m, s->history[k - 1], share[k]);
-    if (skip && s->index == 0)
+    if (s->index % 4 == 0)
         tensor_copy(start, x);
-    if (!again)
-        remember_output(s, v);
-    pndm_transfer(s, x, again ? start : x, t, t - (double)stride(s), m);
+    if (warm_up) {
+        pndm_warm_up(s, x, v);
+    } else {
+        scale_to(m, v, share[0]);
+        for (int k = 1; k < 4 && share[k] != 0; k++)
+            add_part(m, remembered[k - 1], share[k]);
+        pndm_transfer(s, x, again ? start : x, t, t - (double)stride(s), m);
+    }
+    for (int k = 2; k >= 0 && (warm_up ? s->index % 4 == 0 : !again); k--)
+        tensor_copy(remembered[k], k > 0 ? remembered[k - 1] : v);
 }
 
 /* The sample of the next call, in place. noise: of the sample's shape, for Euler A alone; data NULL: none. */
@@ -1119,7 +720,7 @@ sched_config sched_read(const char *folder, sched_type type)
     bool ddim = type == DDIM, leading = ddim || type == PNDM;
     bool thresholds = (ddim || type == DPMPP) && config_bool(f, "thresholding", false);
     sched_config c = {
-        .file = f, .type = type,
+        .file = f, .type = type, .thresholding = thresholds,
         .num_train_timesteps = config_int(f, "num_train_timesteps", 1000, 2, 1000000),
         .beta_start = config_real(f, "beta_start", 0.0001), .beta_end = config_real(f, "beta_end", 0.02),
         .beta_schedule = beta_schedules[config_choice(f, "beta_schedule", "linear", beta_schedules, 3)],
@@ -1131,7 +732,6 @@ sched_config sched_read(const char *folder, sched_type type)
         .prediction_type = (prediction)config_choice(f, "prediction_type", "epsilon", predictions, 3),
         .clip_sample = ddim && config_bool(f, "clip_sample", true),
         .clip_sample_range = config_real(f, "clip_sample_range", 1.0),
-        .thresholding = thresholds,
         .dynamic_thresholding_ratio = thresholds ? config_real(f, "dynamic_thresholding_ratio", 0.995) : 0,
         .sample_max_value = thresholds ? config_real(f, "sample_max_value", 1.0) : 1,
     };
@@ -1148,247 +748,20 @@ sched_config sched_read(const char *folder, sched_type type)
     return c;
 }
 
-/* ---------------------------------------------------------------- pipeline: decoding
- *
- * latents -> the VAE's decoder -> video in -1..1 -> smoothed -> 0..1 -> bytes. Every clamp of the public code is here,
- * even where it follows another, because a clamped value that is averaged is not the average that is clamped.
- */
-
-/* Decodes without a seam every m = mini_batch_encoder frames: video [T][H][W][3] in -1..1, in place.
- *
- * Method    slices are decoded one by one and do not quite meet. The frames m/2 .. T - (m - m/2) - 1, half a slice off,
- *           are encoded (the posterior's mean) and decoded again, which puts this pass's seams in the middle of the
- *           first one's slices; the average of both has each at half its strength. A VAE that decodes with a cache
- *           (cache_compression_vae) knows the slice before, and is not smoothed.
- * Source    smooth_output of the pipeline
- */
-static void smooth(const run *r, const vae *v, tensor video)
-{
-    arena *a = r->arena;
-    const vae_config *c = vae_settings(v);
-    int64_t m = c->mini_batch_encoder, before = m / 2, count = video.dim[0] - m;
-    size_t mark = arena_mark(a);
-    if (count <= 0)
-        return;
-    int64_t back = vae_video_frames(c, vae_latent_frames(c, count));
-    if (back != count && back != 1)
-        die(BAD_INPUT, "decode: smoothing codes %lld of %lld frames again and gets %lld back; choose another --frames",
-            (long long)count, (long long)video.dim[0], (long long)back);
-    run inner = *r;
-    inner.hooks = NULL;         /* the second pass's stages have no names */
-    tensor part = tensor_part(video, before, count);            /* [T - m][H][W][3] */
-    tensor moments = vae_encode(&inner, v, part);               /* [F'][h][w][2 Z] */
-    tensor mean = tensor_new(a, SHAPE(moments.dim[0], moments.dim[1], moments.dim[2], c->latent_channels));
-    copy_channels(mean, 0, moments, 0, c->latent_channels);
-    tensor again = vae_decode(&inner, v, mean);                 /* [T - m][H][W][3], or one frame */
-    for (int64_t t = 0; t < count; t++)         /* torch broadcasts a single frame over all */
-        blend_to(tensor_part(part, t, 1), tensor_part(part, t, 1), tensor_part(again, back == 1 ? 0 : t, 1), 0.5, 0.5);
-    arena_reset(a, mark);
-    clamp(video, -1, 1);
-}
-
-/* -1..1 -> 0..1, whatever lies beyond cut off; then to 8 bits, truncated, not rounded, as the public code's cast. */
-static void to_unit(tensor video)
-{
-    for (int64_t i = 0; i < tensor_count(video) && video.data; i++)
-        video.data[i] = video.data[i] / 2 + (real)0.5;
-    clamp(video, 0, 1);
-}
-static void to_bytes(unsigned char *bytes, tensor video)
-{
-    for (int64_t i = 0; i < tensor_count(video) && bytes; i++)
-        bytes[i] = (unsigned char)(255 * video.data[i]);
-}
-
-/* latents as the sampler leaves them [F][h][w][Z] -> 8-bit frames [T][H][W][3] in the arena, and T; NULL while
- * planning. The latents are changed. What comes before the last stage that is given is not computed. decode_latents of
- * the pipeline, save_videos_grid of utils.py. */
-static unsigned char *decode_frames(const run *r, const job *j, tensor latents, int64_t *frames)
-{
-    arena *a = r->arena;
-    const vae_config *c = vae_settings(j->vae);
-    int64_t scale = vae_scale(c), h = latents.dim[1] * scale, w = latents.dim[2] * scale;
-    shape size = SHAPE(vae_video_frames(c, latents.dim[0]), h, w, 3);
-    enum { LATENTS, DECODED, VIDEO, FRAMES } from = is_given(r, "frames") ? FRAMES : is_given(r, "video") ? VIDEO :
-                                                    is_given(r, "decoded") ? DECODED : LATENTS;
-    unsigned char *bytes = arena_alloc(a, (size_t)(size.dim[0] * h * w * 3), 1);
-    size_t mark = arena_mark(a);
-    tensor video;               /* [T][H][W][3] */
-    if (from == LATENTS) {      /* latents -> -1..1 */
-        scale_to(latents, latents, 1 / c->scaling_factor);
-        video = vae_decode(r, j->vae, latents);
-        check_finite(video, "decoded", vae_weights(j->vae), NULL);      /* clamping would hide an infinity */
-        clamp(video, -1, 1);
-    } else {
-        video = tensor_new(a, size);
-        given(r, video, CHANNELS_FIRST, "decoded");
-    }
-    if (from < VIDEO) {         /* -1..1 -> 0..1 */
-        dump(r, video, CHANNELS_FIRST, "decoded");
-        if (c->mode != SLICE_CACHE)
-            smooth(r, j->vae, video);
-        check_finite(video, "video", vae_weights(j->vae), NULL);
-        to_unit(video);
-    }
-    given(r, video, CHANNELS_FIRST, "video");
-    if (from < FRAMES) {        /* 0..1 -> 0..255 */
-        dump(r, video, CHANNELS_FIRST, "video");
-        to_bytes(bytes, video);
-    }
-    given_bytes(r, bytes, size, "frames");
-    dump_data(r, bytes, U8, size, "frames");
-    arena_reset(a, mark);
-    *frames = size.dim[0];
-    return bytes;
-}
-
-/* ---------------------------------------------------------------- pipeline: what is asked for
- *
- * All of the sampling, unless --inject gives stages or --stop-after ends the run early. Then backwards from the end: a
- * call whose latents are asked for and not given asks for those before it. Rules with a memory (DPM++, PNDM, TeaCache)
- * need all earlier calls.
- */
-static void mark_asked(const run *r, const job *j, sampling *m)
-{
-    int step = INT_MAX;
-    int64_t calls = m->s.calls;
-    bool remembers = j->scheduler == DPMPP || j->scheduler == PNDM || j->tea_threshold != 0;
-    bool whole = !r->hooks || (!r->hooks->ngiven && !r->hooks->stop_after);
-    bool to_inpaint = stops_at(r, "pixels") || stops_at(r, "mask*"), to_tokens = stops_at(r, "clip.*");
-    bool wanted = !to_inpaint && !to_tokens && !stops_at(r, "noise") &&
-                  !is_given(r, "decoded") && !is_given(r, "video") && !is_given(r, "frames");
-    m->asks_inpaint = whole || to_inpaint;
-    m->asks_tokens = whole || to_tokens;
-    m->asked = allocate((size_t)calls, 1);
-    stop_numbers(r, "step.%d", &step);
-    for (int64_t i = step < calls ? step : calls - 1; i >= 0; i--) {
-        wanted = wanted && (remembers || !is_given(r, "step.%03d.latents", (int)i));
-        m->asked[i] = wanted;
-        if (!wanted || is_given(r, "step.%03d.pred", (int)i) || is_given(r, "step.%03d.out", (int)i))
-            continue;
-        m->asks_inpaint |= dit_sees_latents(r, j->dit, i);
-        m->asks_tokens |= sees_image(j, i, calls) && !is_given(r, "step.%03d.image", (int)i);
-    }
-}
-
-/* ---------------------------------------------------------------- pipeline: preview
- *
- * After each step the middle frame as the model expects it, in colours that a linear map makes of the latents: decoding
- * one slice would take a fifteenth of a step, this takes milliseconds. The map is fitted to the VAE itself, by least
- * squares over what its encoder makes of a picture of coloured squares: about two seconds of a 7B run.
- */
-
-/* A picture that stands still for a slice [mini_batch_encoder][side][side][3] in -1..1: squares of one latent's size,
- * whose colours an own small generator draws. */
-static tensor coloured_squares(arena *a, const vae_config *c)
-{
-    int64_t scale = vae_scale(c), side = (64 < c->tile_sample_min_size ? 64 : c->tile_sample_min_size) / scale * scale;
-    tensor x = tensor_new(a, SHAPE(c->mini_batch_encoder, side, side, 3));
-    for (int64_t i = 0; i < tensor_count(x) && x.data; i++) {
-        int64_t colour = i % 3, column = i / 3 % side / scale, row = i / 3 / side % side / scale;
-        uint64_t place = (uint64_t)((row * side + column) * 3 + colour), one = hash_bytes(1, &place, sizeof place);
-        x.data[i] = (real)(one >> 56) / (real)127.5 - 1;
-    }
-    return x;
-}
-
-/* Solves n equations of n unknowns with three right sides, a [n][n + 3], by elimination -> [n][3]; a is changed. The
- * matrix of least squares is symmetric and positive, and needs no pivoting. */
-static double *solve(double *a, int64_t n)
-{
-    int64_t width = n + 3;
-    double *solution = allocate((size_t)(n * 3), sizeof *solution);
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t row = 0; row < n; row++) {
-            double part = a[row * width + i] / a[i * width + i];
-            for (int64_t k = i; k < width && row != i; k++)
-                a[row * width + k] -= part * a[i * width + k];
-        }
-    for (int64_t i = 0; i < 3 * n; i++)
-        solution[i] = a[i / 3 * width + n + i % 3] / a[i / 3 * width + i / 3];
-    return solution;
-}
-
-/* [Z + 1][3]: 0..255 of each colour, by latent and a constant; zeros while planning.
- *
- * Formula   the rows of `fit` minimise the sum over all places of |colours - (latents, 1) fit|^2:
- *           (sum own^T own) fit = sum own^T colours,    own = (latents, 1); 1e-3 on the diagonal keeps it solvable
- */
-static double *preview_fit(const run *r, const job *j)
-{
-    const vae_config *c = vae_settings(j->vae);
-    int64_t scale = vae_scale(c), z = c->latent_channels, n = z + 1, width = n + 3;
-    run inner = { .arena = r->arena };
-    size_t mark = arena_mark(r->arena);
-    tensor pixels = coloured_squares(r->arena, c), moments = vae_encode(&inner, j->vae, pixels);
-    double *sums = allocate((size_t)(n * width), sizeof *sums), *own = allocate((size_t)width, sizeof *own);
-    int64_t places = pixels.data ? tensor_count(moments) / (2 * z) : 0, across = pixels.dim[2] / scale;
-    for (int64_t i = 0; i < n; i++)
-        sums[i * width + i] = 1e-3;
-    for (int64_t i = 0; i < places; i++) {
-        const real *mean = moments.data + i * 2 * z;
-        const real *seen = pixels.data + (i / across % across * pixels.dim[2] + i % across) * scale * 3;
-        for (int64_t u = 0; u < width; u++)
-            own[u] = u < z ? (double)mean[u] * c->scaling_factor : u == z ? 1 : ((double)seen[u - n] + 1) * 127.5;
-        for (int64_t u = 0; u < n * width; u++)
-            sums[u] += own[u / width] * own[u % width];
-    }
-    double *fit = solve(sums, n);
-    free(sums);
-    free(own);
-    arena_reset(r->arena, mark);
-    return fit;
-}
-
-/* The clean frame [h][w][Z] that the model's output v means in x [h][w][Z] at timestep t, to be freed. */
-static real *clean_frame(const scheduler *s, const real *x, const real *v, int64_t count, double t)
-{
-    double at = alpha_at(s, t);
-    clean_rule rule = clean_rule_of(s->config.prediction_type, sqrt(at), sqrt(1 - at), 1);
-    real *out = allocate((size_t)count, sizeof *out);
-    for (int64_t i = 0; i < count; i++)
-        out[i] = clean(&rule, x[i], v[i]);
-    return out;
-}
-
-/* A frame of latents [h][w][Z] in colours, one pixel a latent. */
-static image latent_colours(const double *fit, const real *x, int64_t h, int64_t w, int64_t z)
-{
-    image out = { w, h, allocate((size_t)(h * w), 3) };
-    for (int64_t i = 0; i < h * w * 3; i++) {
-        double colour = fit[z * 3 + i % 3];
-        for (int64_t k = 0; k < z; k++)
-            colour += fit[k * 3 + i % 3] * (double)x[i / 3 * z + k];
-        out.rgb[i] = (unsigned char)(colour > 0 ? colour < 255 ? colour : 255 : 0);
-    }
-    return out;
-}
-
-/* FILE.ppm: the middle frame of the clean sample that the call's prediction means. */
-static void preview_write(const job *j, const double *fit, const scheduler *s, tensor x, tensor pred, double t)
-{
-    int64_t h = x.dim[1], w = x.dim[2], z = x.dim[3], count = h * w * z, first = x.dim[0] / 2 * count;
-    if (!j->preview || !x.data)
-        return;
-    real *frame = clean_frame(s, x.data + first, pred.data + first, count, t);
-    image small = latent_colours(fit, frame, h, w, z), large = image_resize(small, j->width, j->height);
-    ppm_write(j->preview, large);
-    free(frame);
-    free(small.rgb);
-    free(large.rgb);
-}
-
 /* ---------------------------------------------------------------- checkpoint
  *
  * --checkpoint FILE: what cannot be had again without computing it for minutes, in one safetensors file, which is
  * replaced by rename after every step and every slice of the VAE. The same command finds it and goes on.
  *
- *     identity U64 [4]                hashes of what decides the bytes of the result: program, options, pictures, model
+ *     identity                        hashes of what decides the bytes of the result: program, options, pictures, model
  *     slice.NNNN                      before the first step: what the VAE's encoder has made so far
  *     latents, inpaint, history, ...  from the first step on: what denoise carries from one call to the next
  *     slice.NNNN                      after the last step: the decoder's slices, and those of the smoothing pass
- *     work F64 [WORKS]                operations so far, for the percentage
+ *     work                            operations so far, for the percentage
  *     sum U64 [1]                     over every byte before it
+ *
+ * All but the sum are U8 [size]: memory as it is, which goes back to where it was. Shapes and types need no record,
+ * since the identity stands for them: it decides everything that a run computes, precision and byte order included.
  *
  * Nothing in it depends on when it was written, so any process may go on from any file of the same identity, and two
  * that work on the same one do no harm. Not in it: CLIP's tokens, which take seconds; and, because they are larger than
@@ -1402,54 +775,56 @@ struct checkpoint {
     uint64_t identity[IDENTITY];
     safetensors *file;          /* FILE as it is on the disk, mapped; NULL: there is none */
     int64_t slices;             /* of the VAE, asked for since the file had none */
+    char slice[32];             /* the name of the last of them */
     double *work;               /* the arena's count: goes into the file, so that a percentage goes on, too */
 };
 
 static volatile sig_atomic_t stop_signal, may_stop;     /* the signal that came; whether a run looks for it */
 
-/* The bytes of a component's files, and its configuration. Reading all of a model takes as long as reading it for one
- * row of one call, and finds a file that was exchanged under its name. */
-static uint64_t hash_part(uint64_t h, const weights *w, config c)
-{
-    for (int i = 0; w && i < w->nfiles; i++)
-        h = hash_bytes(h, w->files[i]->map, w->files[i]->size);
-    return c.text ? hash_bytes(h, c.root.text, (size_t)(c.root.end - c.root.text)) : h;
-}
-
-static uint64_t hash_pictures(uint64_t h, const image *list, int count)
-{
-    for (int i = 0; i < count; i++) {
-        h = hash_bytes(h, &(int64_t[]){ list[i].w, list[i].h }, 2 * sizeof(int64_t));
-        h = hash_bytes(h, list[i].rgb, (size_t)(3 * list[i].w * list[i].h));
-    }
-    return hash_bytes(h, &count, sizeof count);
-}
-
-/* Threads, compiler and the folder's name decide nothing; precision and byte order do. */
+/* Threads, compiler and names of folders decide nothing. Of the model every byte counts, which finds a file that was
+ * exchanged under its name; reading all of it takes as long as reading it for one row of one call. */
 static void identify(const job *j, uint64_t identity[IDENTITY])
 {
-    static const int64_t program[] = { 1, sizeof(real), sizeof(generator) };
-    uint64_t model = hash_part(0, vae_weights(j->vae), vae_settings(j->vae)->file);
-    model = hash_part(model, clip_weights(j->clip), clip_settings(j->clip)->file);
-    model = hash_part(model, dit_weights(j->dit), dit_settings(j->dit)->file);
-    model = hash_part(model, j->embeddings, clip_settings(j->clip)->preprocessor);
-    model = hash_part(model, NULL, j->sched.file);
-    for (int i = 0; i < j->nloras; i++) {
+    static const int64_t program[] = { 2, sizeof(real), sizeof(generator) };    /* 2: this form of checkpoint */
+    const weights *parts[] = { vae_weights(j->vae), clip_weights(j->clip), dit_weights(j->dit), j->embeddings };
+    const config files[] = { vae_settings(j->vae)->file, clip_settings(j->clip)->file, dit_settings(j->dit)->file,
+                             clip_settings(j->clip)->preprocessor, j->sched.file };
+    uint64_t model = 0, pictures = (uint64_t)j->starts;     /* which are start pictures, and which end */
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < parts[i]->nfiles; k++)
+            model = hash_bytes(model, parts[i]->files[k]->map, parts[i]->files[k]->size);
+    for (int i = 0; i < 5; i++)
+        model = hash_bytes(model, files[i].root.text, (size_t)(files[i].root.end - files[i].root.text));
+    for (int i = 0; i < j->nloras; i++)
         model = hash_bytes(model, j->loras[i]->map, j->loras[i]->size);
-        model = hash_bytes(model, &j->lora_scales[i], sizeof j->lora_scales[i]);
+    model = hash_bytes(model, j->lora_scales, (size_t)j->nloras * sizeof *j->lora_scales);
+    for (int i = 0; i < j->starts + j->ends; i++) {
+        const image *p = i < j->starts ? &j->start[i] : &j->end[i - j->starts];
+        pictures = hash_bytes(hash_bytes(pictures, p, offsetof(image, rgb)), p->rgb, (size_t)(3 * p->w * p->h));
     }
     identity[PROGRAM] = hash_bytes(hash_bytes(0, program, sizeof program), RUYI_VERSION, sizeof RUYI_VERSION);
     identity[COMMAND_LINE] = j->options;
-    identity[PICTURES] = hash_pictures(hash_pictures(0, j->start, j->starts), j->end, j->ends);
+    identity[PICTURES] = pictures;
     identity[MODEL_FILES] = model;
 }
 
-/* All elements of a tensor, in host byte order. */
-static void read_elements(const st_tensor *t, void *data)
+/* Memory as an entry of a checkpoint: `count` of what a pointer points at; a tensor. */
+#define RAW(name, data, count) (st_entry){ name, U8, SHAPE((int64_t)((count) * sizeof *(data))), data }
+static st_entry entry_of(const char *name, tensor x)
 {
-    unsigned char *turned = file_order(t->data, (size_t)t->count, (size_t)dtype_bits[t->type] / 8);
-    memcpy(data, turned ? turned : t->data, (size_t)t->bytes);
-    free(turned);
+    return RAW(name, x.data, (size_t)tensor_count(x));
+}
+
+/* Fills the entry's data from FILE, where that has it. */
+static bool restored(const struct checkpoint *k, st_entry e)
+{
+    const st_tensor *t = e.data && k && k->file ? safetensors_find(k->file, e.name) : NULL;
+    if (!t)
+        return false;
+    if (t->bytes != shape_count(e.shape))
+        die(BAD_INPUT, "%s: checkpoint: %s has another size than this run's; remove the file", k->path, e.name);
+    memcpy((void *)(uintptr_t)e.data, t->data, (size_t)t->bytes);
+    return true;
 }
 
 /* Is this valid file a checkpoint of that identity? false: the reason. Pure. */
@@ -1458,14 +833,11 @@ bool checkpoint_check(const safetensors *file, const uint64_t identity[IDENTITY]
     static const char *const others[IDENTITY] = { "build of the program", "options", "pictures", "model" };
     const st_tensor *t = safetensors_find(file, "identity");
     uint64_t found[IDENTITY];
-    if (!t || t->type != U64 || t->count != IDENTITY)
+    if (!t || t->bytes != sizeof found)
         return snprintf(reason, REASON, "got another kind of file"), false;
-    bool whole = safetensors_intact(file);
-    for (int64_t i = 0; whole && i < file->count; i++)      /* what checkpoint_write copies */
-        whole = file->tensors[i].ndim <= MAX_DIMS && dtype_bits[file->tensors[i].type] >= 8;
-    if (!whole)
+    if (!safetensors_intact(file))
         return snprintf(reason, REASON, "got a damaged file"), false;
-    read_elements(t, found);
+    memcpy(found, t->data, sizeof found);
     for (int i = 0; i < IDENTITY; i++)
         if (found[i] != identity[i])
             return snprintf(reason, REASON, "got that of a run with another %s", others[i]), false;
@@ -1482,122 +854,52 @@ static void checkpoint_open(const job *j, struct checkpoint *k, double *work)
         return;
     k->file = safetensors_open(k->path);
     if (!checkpoint_check(k->file, k->identity, reason))
-        die(BAD_INPUT, "%s: checkpoint: %s, expected this run's; give another --checkpoint, or remove the file",
-            k->path, reason);
-    const st_tensor *t = safetensors_find(k->file, "work");
-    if (t && t->type == F64 && t->count == WORKS)
-        read_elements(t, work);
+        die(BAD_INPUT, "%s: checkpoint: %s, expected this run's; give another --checkpoint, or remove the file", k->path,
+            reason);
+    restored(k, RAW("work", work, WORKS));
 }
 
 /* FILE anew: its identity; the tensors that it had, where they are kept; these entries, as far as they have data; the
- * work so far; and the sum. */
+ * work so far; and the sum. k NULL: nobody asked for it. */
 static void checkpoint_write(struct checkpoint *k, const st_entry *entries, int count, bool keep)
 {
+    if (!k)
+        return;
     int64_t kept = keep && k->file ? k->file->count - 2 : 0;        /* without work and sum */
     st_entry *list = allocate((size_t)(kept + count + 3), sizeof *list);
     int n = 0;
-    list[n++] = (st_entry){ .name = "identity", .type = U64, .shape = SHAPE(IDENTITY), .data = k->identity };
+    list[n++] = RAW("identity", k->identity, IDENTITY);
     for (; n < kept; n++) {
         const st_tensor *t = &k->file->tensors[n];
-        unsigned char *turned = file_order(t->data, (size_t)t->count, (size_t)dtype_bits[t->type] / 8);
-        list[n] = (st_entry){ t->name, t->type, { .ndim = t->ndim }, turned ? turned : t->data };
-        memcpy(list[n].shape.dim, t->dim, (size_t)t->ndim * sizeof *t->dim);
+        list[n] = RAW(t->name, t->data, (size_t)t->bytes);
     }
     for (int i = 0; i < count; i++)
         if (entries[i].data)
             list[n++] = entries[i];
-    list[n++] = (st_entry){ .name = "work", .type = F64, .shape = SHAPE(WORKS), .data = k->work };
-    list[n++] = (st_entry){ .name = "sum", .type = U64, .shape = SHAPE(1) };
+    list[n++] = RAW("work", k->work, WORKS);
+    list[n++] = (st_entry){ "sum", U64, SHAPE(1), NULL };
     safetensors_write(k->path, list, n);
-    for (int i = 1; i < kept; i++)      /* turned, on big-endian hosts */
-        if (list[i].data != k->file->tensors[i].data)
-            free((void *)(uintptr_t)list[i].data);
     free(list);
     if (k->file)
         safetensors_close(k->file);
     k->file = safetensors_open(k->path);
-}
-
-/* A tensor as an entry, in the build's precision. */
-static st_entry entry_of(const char *name, tensor x)
-{
-    return (st_entry){ .name = name, .type = REAL_TYPE, .shape = tensor_shape(x), .data = x.data };
-}
-
-/* Fills the entry's data from FILE, where that has it. */
-static bool restored(const run *r, st_entry e)
-{
-    const struct checkpoint *k = r->checkpoint;
-    const st_tensor *t = e.data && k && k->file ? safetensors_find(k->file, e.name) : NULL;
-    bool same = t && t->type == e.type && t->ndim == e.shape.ndim &&
-                !memcmp(t->dim, e.shape.dim, (size_t)t->ndim * sizeof *t->dim);
-    if (t && !same)
-        die(BAD_INPUT, "%s: checkpoint: %s has another shape or type than this run's; remove the file", k->path,
-            e.name);
-    if (t)
-        read_elements(t, (void *)(uintptr_t)e.data);
-    return t != NULL;
-}
-
-/* The VAE's slice of that number as an entry; name: room for its name. */
-static st_entry slice_entry(char name[32], int64_t number, tensor x)
-{
-    snprintf(name, 32, "slice.%04" PRId64, number);
-    return entry_of(name, x);
+    k->slices = keep ? k->slices : 0;
 }
 
 bool slice_restored(const run *r, tensor out)
 {
-    char name[32];
-    return r->checkpoint && out.data && restored(r, slice_entry(name, r->checkpoint->slices++, out));
+    struct checkpoint *k = r->checkpoint;
+    if (!k || !out.data)
+        return false;
+    snprintf(k->slice, sizeof k->slice, "slice.%04lld", ll(k->slices++));
+    return restored(k, entry_of(k->slice, out));
 }
 
+/* After slice_restored, which gave it its name. */
 void slice_save(const run *r, tensor out)
 {
-    char name[32];
-    if (!r->checkpoint || !out.data)
-        return;
-    st_entry slice = slice_entry(name, r->checkpoint->slices - 1, out);
-    checkpoint_write(r->checkpoint, &slice, 1, true);
-}
-
-/* What sampling carries from one call to the next, in a table that is written and read. Both of TeaCache's tensors are
- * made again (rebuild_tea); not every run has the others. */
-enum { STATE = 16 };
-typedef struct { st_entry entries[STATE]; } state;
-static state state_of(sampling *m)
-{
-    return (state){ {
-        entry_of("latents", m->latents), entry_of("inpaint", m->inpaint), entry_of("teacache.input", m->tea_input),
-        entry_of("history.0", m->s.history[0]), entry_of("history.1", m->s.history[1]),
-        entry_of("history.2", m->s.history[2]), entry_of("history.3", m->s.history[3]),
-        entry_of("history.4", m->s.history[4]),
-        { "call", I64, SHAPE(1), &m->s.index }, { "generator", U8, SHAPE(sizeof m->g), &m->g },
-        { "teacache.count", I64, SHAPE(1), &m->tea.count }, { "teacache.cached", I64, SHAPE(1), &m->tea.cached },
-        { "teacache.sum", F64, SHAPE(1), &m->tea.sum }, { "teacache.call", I64, SHAPE(1), &m->tea_call },
-        { "teacache.computed", I64, SHAPE(m->s.calls), m->computed },
-        { "teacache.delta", F64, SHAPE(m->s.calls), m->delta },
-    } };
-}
-
-/* After every step: FILE has this state, and slices no more. */
-static void state_save(const run *r, sampling *m)
-{
-    if (!r->checkpoint)
-        return;
-    state all = state_of(m);
-    checkpoint_write(r->checkpoint, all.entries, STATE, false);
-    r->checkpoint->slices = 0;
-}
-
-/* The state of FILE, if it has one: before the first step it holds slices only. */
-static bool state_restored(const run *r, sampling *m)
-{
-    state all = state_of(m);
-    int found = 0;
-    for (int i = 0; i < STATE; i++)
-        found += restored(r, all.entries[i]);
-    return found > 0;
+    if (r->checkpoint && out.data)
+        checkpoint_write(r->checkpoint, (st_entry[]){ entry_of(r->checkpoint->slice, out) }, 1, true);
 }
 
 /* ---------------------------------------------------------------- progress
@@ -1613,8 +915,7 @@ struct progress {
     const char *stage;                      /* under way: encode, clip, denoise, decode */
     int64_t done, total;                    /* its pieces, at its last report */
     double stage_start, stage_part;         /* when it began, and the share then done: a resumed run begins anywhere */
-    FILE *json;                             /* NULL: none */
-    const char *json_path;
+    FILE *json; const char *json_path;      /* NULL: none */
     const double *rate, *planned;           /* seconds an operation of a kind takes; the operations of the run */
     double start, begun;                    /* when the run began, and what had been done then, in planned seconds */
 };
@@ -1634,16 +935,18 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* The most memory that the process ever had, mapped weights and all, in bytes. */
+/* The most memory that the process ever had, mapped weights and all, in bytes: the system counts in kilobytes, and
+ * Apple's in bytes. */
 static double peak_memory(void)
 {
-    struct rusage used;
+    struct rusage used = { 0 };
 #ifdef __APPLE__
     const double unit = 1;
 #else
     const double unit = 1024;
 #endif
-    return getrusage(RUSAGE_SELF, &used) == 0 ? unit * (double)used.ru_maxrss : 0;
+    getrusage(RUSAGE_SELF, &used);
+    return unit * (double)used.ru_maxrss;
 }
 
 /* The time that operations take at the measured rates. */
@@ -1671,12 +974,10 @@ static void print_progress(const struct progress *p, report_line at)
     static const char full[] = "##############################", empty[] = "..............................";
     int width = (int)sizeof full - 1, bar = (int)(at.part * width + 0.5);
     bool ends = at.done == at.total;
+    fprintf(stderr, "%s%-8s", p->terminal ? "\r\033[K" : "", p->stage);
     if (p->terminal)
-        fprintf(stderr, "\r\033[K%-8s[%.*s%.*s] ", p->stage, bar, full, width - bar, empty);
-    else
-        fprintf(stderr, "%-8s", p->stage);
-    fprintf(stderr, "%s%lld/%lld %3.0f %%  ", at.step > 0 ? "step " : "", (long long)at.done, (long long)at.total,
-            100 * at.part);
+        fprintf(stderr, "[%.*s%.*s] ", bar, full, width - bar, empty);
+    fprintf(stderr, "%s%lld/%lld %3.0f %%  ", at.step > 0 ? "step " : "", ll(at.done), ll(at.total), 100 * at.part);
     if (at.step > 0)
         print_span(stderr, at.step, " a step  ");
     print_span(stderr, ends ? at.spent : at.left, ends ? "" : " left");
@@ -1684,16 +985,14 @@ static void print_progress(const struct progress *p, report_line at)
     if (at.run_left >= 0)
         print_span(stderr, at.run_left, " left");
     fprintf(stderr, ", peak %.0f MB%s", peak_memory() / 1e6, !ends && p->terminal ? "" : "\n");
-    fflush(stderr);
 }
 
 /* One object a line, flushed: percent and seconds_left are the run's. */
 static void json_progress(struct progress *p, const char *stage, report_line at)
 {
     fprintf(p->json, "{\"stage\":\"%s\",\"done\":%lld,\"total\":%lld,\"stage_percent\":%.2f,\"percent\":%.2f,"
-            "\"seconds\":%.3f,\"seconds_a_step\":%.3f,\"seconds_left\":%.3f,\"peak_memory\":%.0f}\n", stage,
-            (long long)at.done, (long long)at.total, 100 * at.part, 100 * at.run_part, now() - p->start, at.step,
-            at.run_left, peak_memory());
+            "\"seconds\":%.3f,\"seconds_a_step\":%.3f,\"seconds_left\":%.3f,\"peak_memory\":%.0f}\n", stage, ll(at.done),
+            ll(at.total), 100 * at.part, 100 * at.run_part, now() - p->start, at.step, at.run_left, peak_memory());
     if (fflush(p->json))
         die(SYSTEM_ERROR, "%s: progress: got \"%s\", expected to write it; check the disk", p->json_path,
             strerror(errno));
@@ -1704,14 +1003,13 @@ static report_line line_of(const struct progress *p, const double work[WORKS], d
 {
     double spent = time - p->stage_start, share = part - p->stage_part;
     double all = work_seconds(p->rate, p->planned), is = work_seconds(p->rate, work);
-    report_line at = { .done = p->done, .total = p->total, .part = part, .spent = spent,
-                       .left = share > 0 ? spent / share * (1 - part) : 0,
-                       .run_part = all > 0 ? fmin(is / all, 0.999) : 0, .run_left = -1 };
-    if (!strcmp(p->stage, "denoise") && share > 0)
-        at.step = spent / (share * (double)p->total);
-    if (is > p->begun)
-        at.run_left = fmax(all - is, 0) * (time - p->start) / (is - p->begun);
-    return at;
+    bool steps = share > 0 && !strcmp(p->stage, "denoise");
+    return (report_line){
+        .done = p->done, .total = p->total, .part = part, .spent = spent,
+        .left = share > 0 ? spent / share * (1 - part) : 0, .step = steps ? spent / (share * (double)p->total) : 0,
+        .run_part = all > 0 ? fmin(is / all, 0.999) : 0,
+        .run_left = is > p->begun ? fmax(all - is, 0) * (time - p->start) / (is - p->begun) : -1,
+    };
 }
 
 /* `done` of `total` pieces of a stage. "block" refines the denoising step under way: at full size one step takes
@@ -1753,13 +1051,601 @@ void progress(const run *r, const char *stage, int64_t done, int64_t total)
     }
 }
 
+/* ---------------------------------------------------------------- pipeline
+ *
+ *     x = noise                                              fresh_noise
+ *     inpaint = what is given, as latents                    inpaint_latents
+ *     for each timestep t, noisiest first:                   denoise
+ *         v_neg, v_pos = model(x, t, inpaint; rows)              dit_forward
+ *         v = v_neg + cfg (v_pos - v_neg)                        guide
+ *         x = step(x, v, t)                                      sched_step
+ *     clip = decode(x)                                       decode_frames
+ *
+ * A diffusion model has learned one thing: to say what in a noisy clip is clip and what is noise. So a clip is made by
+ * starting from nothing but noise and taking away, step by step, what the model calls noise. All of it happens in the
+ * latents of a VAE (in the published model 1/8 as large each way and 1/4 in time), which only the last stage turns into
+ * pictures.
+ *
+ * Random numbers are drawn in a fixed order, and where stages are given in place of computing them all the same: the
+ * first generator makes the noise and, for Euler A, one more tensor before every call; the second makes the posterior's
+ * noise of the mask, then of the masked video. Both are torch's generator, of the CPU in float32, bit for bit, or of a
+ * GPU (--rng cuda).
+ */
+
+/* What sampling carries from one call of the model to the next, and what every call is told. */
+enum { STATE = 16 };
+typedef struct {
+    tensor latents;             /* [F][h][w][Z] x: noise at first, clean at last */
+    tensor inpaint;             /* [F][h][w][2 Z] mask and masked video */
+    dit_condition condition;    /* rows [negative, positive] of text and image tokens */
+    generator g;                /* of the first noise; Euler A goes on drawing from it */
+    scheduler s;
+    enhance eav;
+    tea_cache tea;
+    tensor tea_input;           /* [F][h][w][Z] what the call that TeaCache has stored was given */
+    int64_t tea_call;           /* that call; -1: none */
+    int64_t *computed; double *delta;       /* [calls] TeaCache's report */
+    double *fit;                /* [Z + 1][3] preview: latents to colours; NULL: none is asked for */
+    int64_t first, end;         /* calls to be made: their latents are wanted, or a rule's memory is */
+    bool asks_inpaint, asks_tokens;         /* some of these calls see inpaint, and tokens */
+    st_entry state[STATE];      /* what of all this a checkpoint has */
+} sampling;
+
+/* ---------------------------------------------------------------- pipeline: what is given
+ *
+ * The DiT is an inpainting model: beside the noisy latents it sees which frames are given (the mask) and what
+ * is in them (the masked video, black where nothing is given), both as latents of the same shape, 3 Z channels in all.
+ * So start pictures, end pictures and a clip to go on with are all the same task.
+ *
+ *     frame       0       1 .. T-2        T-1
+ *     pixels      start   start, unseen   end         -1..1
+ *     mask        0       1               0           into the VAE as 0 and 1, in all three channels
+ *     masked      start   black           end         -1..1
+ */
+
+/* F: prepare_latents' formula, or what the encoder makes of the frames where pictures are encoded. The two differ for
+ * some ways of slicing; the public code then fails where it joins latents and condition. */
+static int64_t latent_length(const job *j)
+{
+    const vae_config *c = vae_settings(j->vae);
+    if (j->starts)
+        return vae_latent_frames(c, j->frames);
+    return j->frames == 1 ? 1 : j->frames / c->mini_batch_encoder * c->mini_batch_decoder;
+}
+
+/* The picture given for frame t, or NULL where the model makes the frame. End pictures are written last in the public
+ * code: where the two overlap they win. get_image_to_video_latent of utils.py. */
+static const image *picture_at(const job *j, int64_t t)
+{
+    int64_t from_end = t - (j->frames - j->ends);
+    return from_end >= 0 ? &j->end[from_end] : t < j->starts ? &j->start[t] : NULL;
+}
+
+/* The stage `pixels` [T][H][W][3] in -1..1. Frames that are not given hold the first start picture, as the public
+ * code's tiling leaves them; they are seen in the dump only. */
+static tensor fill_pixels(const run *r, const job *j)
+{
+    tensor x = tensor_new(r->arena, SHAPE(j->frames, j->height, j->width, 3));
+    int64_t size = 3 * j->width * j->height;
+    for (int64_t t = 0; t < j->frames; t++) {
+        const image *picture = picture_at(j, t), *p = picture ? picture : &j->start[0];
+        for (int64_t i = 0; i < size && x.data; i++)
+            x.data[t * size + i] = (real)p->rgb[i] / 255 * 2 - 1;
+    }
+    stage(r, x, NULL, NULL, "pixels");
+    return x;
+}
+
+/* mask [1][T][H][W], 8 bits: 0 on given frames, 1 on those to be made -> masks [T][H][W][3], 0 and 1 likewise; pixels
+ * of the same shape become black where it is 1. */
+static void apply_mask(const run *r, const job *j, tensor masks, tensor pixels)
+{
+    size_t mark = arena_mark(r->arena), size = (size_t)(j->width * j->height);
+    shape s = SHAPE(1, j->frames, j->height, j->width);
+    unsigned char *mask = arena_alloc(r->arena, (size_t)j->frames, size);
+    for (int64_t t = 0; t < j->frames && mask; t++)
+        memset(mask + (size_t)t * size, !picture_at(j, t), size);
+    given_bytes(r, mask, s, "mask");
+    dump_data(r, mask, U8, s, "mask");
+    for (int64_t i = 0; i < tensor_count(masks) && mask; i++) {
+        masks.data[i] = mask[i / 3];
+        if (mask[i / 3])
+            pixels.data[i] = -1;
+    }
+    arena_reset(r->arena, mark);
+}
+
+/* Draws a sample [F][h][w][Z] of the posterior, as the DiT takes latents.
+ *
+ * Formula   sample = (mean + exp(logvar / 2) noise) scaling_factor,    logvar clamped to -30..20
+ * Method    the encoder does not give latents but a normal distribution for each, the posterior: moments [F][h][w][2 Z]
+ *           are its mean and the logarithm of its variance. scaling_factor is meant to bring latents to a variance near
+ *           1, that of the noise they are mixed with.
+ * Source    Kingma and Welling, 2013, arXiv 1312.6114; DiagonalGaussianDistribution.sample, prepare_mask_latents
+ */
+static tensor sample_posterior(arena *a, tensor moments, generator *g, double scaling)
+{
+    int64_t z = moments.dim[3] / 2;
+    tensor x = fresh_noise(a, g, SHAPE(moments.dim[0], moments.dim[1], moments.dim[2], z));
+    for (int64_t i = 0; i < tensor_count(x) && x.data; i++) {
+        const real *m = moments.data + i / z * 2 * z + i % z;      /* mean; logvar is Z further on */
+        double logvar = (double)m[z];
+        real std = (real)exp_own((logvar < -30 ? -30 : logvar > 20 ? 20 : logvar) / 2);
+        x.data[i] = (*m + std * x.data[i]) * (real)scaling;
+    }
+    return x;
+}
+
+/* Mask and masked video through the VAE -> [F][h][w][2 Z]; zeros, with nothing encoded or drawn, without any picture.
+ * latents: the shape [F][h][w][Z]. __call__ and prepare_mask_latents of the pipeline.
+ *
+ * The mask is encoded too, as a video of three equal channels, and so gets the latents' frames and size whatever the
+ * VAE's slices are. Its values are 0 and 1 although pixels are in -1..1: the public mask_processor does not normalise.
+ *
+ * Two generators: the public code draws this noise from torch's global generator, which its seed does not set, so its
+ * results differ from run to run. Here it is a second generator of the same seed, mask first. Were it the first one, a
+ * picture more would change the noise that the clip starts from. */
+static tensor inpaint_latents(const run *r, const job *j, shape latents)
+{
+    static const char *const names[2] = { "mask_latents", "masked_latents" };
+    const vae_config *c = vae_settings(j->vae);
+    arena *a = r->arena;
+    int64_t z = latents.dim[3];
+    tensor out = tensor_new(a, SHAPE(latents.dim[0], latents.dim[1], latents.dim[2], 2 * z));
+    if (j->starts == 0)
+        tensor_fill(out, 0);
+    if (j->starts == 0 || restored(r->checkpoint, entry_of("inpaint", out)))
+        return out;
+    size_t mark = arena_mark(a);
+    tensor pixels = fill_pixels(r, j), masks = tensor_new(a, tensor_shape(pixels)), videos[2] = { masks, pixels };
+    apply_mask(r, j, masks, pixels);
+    generator g;
+    generator_seed(&g, j->rng, j->seed);
+    run inner = *r;
+    inner.hooks = NULL;         /* the encoder's own stages would have the same names twice */
+    for (int i = 0; i < 2; i++) {
+        size_t before = arena_mark(a);
+        tensor x = is_given(r, "%s", names[i]) ? fresh_noise(a, &g, latents)    /* drawn all the same, for the second */
+                   : sample_posterior(a, vae_encode(&inner, j->vae, videos[i]), &g, c->scaling_factor);
+        stage(r, x, vae_weights(j->vae), NULL, names[i]);
+        copy_channels(out, i * z, x, z);
+        arena_reset(a, before);
+    }
+    arena_reset(a, mark);
+    return out;
+}
+
+/* CLIP's tokens of the first picture [patches][hidden_size]. They tell the model what is shown, where the masked video
+ * tells it where. */
+static tensor clip_tokens(const run *r, const job *j)
+{
+    tensor tokens = clip_encode(r, j->clip, j->seen);
+    check_finite(tokens, "clip.hidden", clip_weights(j->clip), NULL);
+    return tokens;
+}
+
+/* ---------------------------------------------------------------- pipeline: what is asked for
+ *
+ * All of the sampling, unless --inject gives stages or --stop-after ends the run early. Then backwards from the end: a
+ * call whose latents are asked for and not given asks for those before it. Rules with a memory (DPM++, PNDM, TeaCache)
+ * need all earlier calls.
+ */
+
+/* The positive row sees the picture's tokens in the last 40 % of the calls only (clip_apply_ratio), the negative row
+ * never: what is settled first, the large shapes and their motion, follows the control words. The picture itself is in
+ * inpaint all the time, for both rows. */
+static bool sees_image(const job *j, int64_t i, int64_t calls)
+{
+    return j->starts > 0 && !((double)i < (double)calls * (1 - 0.40));
+}
+
+/* The last stage of decoding that is given, from which it goes on. */
+typedef enum { LATENTS, DECODED, VIDEO, FRAMES } decoding;
+static decoding decoded_from(const run *r)
+{
+    return is_given(r, "frames") ? FRAMES : is_given(r, "video") ? VIDEO : is_given(r, "decoded") ? DECODED : LATENTS;
+}
+
+/* Fills m->first, end and asks_... */
+static void mark_asked(const run *r, const job *j, sampling *m)
+{
+    int64_t calls = m->s.calls;
+    int stop = INT_MAX;
+    bool remembers = j->scheduler == DPMPP || j->scheduler == PNDM || j->tea_threshold != 0;
+    bool whole = !r->hooks || (!r->hooks->ngiven && !r->hooks->stop_after);
+    bool to_inpaint = stops_at(r, "pixels") || stops_at(r, "mask*"), to_tokens = stops_at(r, "clip.*");
+    bool wanted = !to_inpaint && !to_tokens && !stops_at(r, "noise") && decoded_from(r) == LATENTS;
+    m->asks_inpaint = whole || to_inpaint;
+    m->asks_tokens = j->starts > 0 && (whole || to_tokens);
+    stop_numbers(r, "step.%d", &stop);
+    m->end = m->first = !wanted ? 0 : stop < calls ? stop + 1 : calls;
+    while (m->first > 0 && (remembers || !is_given(r, "step.%03d.latents", (int)m->first - 1))) {
+        int i = (int)--m->first;
+        if (is_given(r, "step.%03d.pred", i) || is_given(r, "step.%03d.out", i))
+            continue;
+        m->asks_inpaint |= dit_sees_latents(r, j->dit, i);
+        m->asks_tokens |= sees_image(j, i, calls) && !is_given(r, "step.%03d.image", i);
+    }
+}
+
+/* ---------------------------------------------------------------- pipeline: preview
+ *
+ * After each step the middle frame as the model expects it, in colours that a linear map makes of the latents: decoding
+ * one slice would take a fifteenth of a step, this takes milliseconds. The map is fitted to the VAE itself, by least
+ * squares over what its encoder makes of a picture of coloured squares: about two seconds of a 7B run.
+ */
+
+/* A picture that stands still for a slice [mini_batch_encoder][side][side][3] in -1..1: squares of one latent's size,
+ * whose colours an own small generator draws. */
+static tensor coloured_squares(arena *a, const vae_config *c)
+{
+    int64_t scale = vae_scale(c), side = (64 < c->tile_sample_min_size ? 64 : c->tile_sample_min_size) / scale * scale;
+    tensor x = tensor_new(a, SHAPE(c->mini_batch_encoder, side, side, 3));
+    for (int64_t i = 0; i < tensor_count(x) && x.data; i++) {
+        int64_t colour = i % 3, column = i / 3 % side / scale, row = i / 3 / side % side / scale;
+        uint64_t place = (uint64_t)((row * side + column) * 3 + colour), one = hash_bytes(1, &place, sizeof place);
+        x.data[i] = (real)(one >> 56) / (real)127.5 - 1;
+    }
+    return x;
+}
+
+/* Solves n equations of n unknowns with three right sides, a [n][3 + n], these first, by elimination; the solutions
+ * [n][3] take the place of its first numbers. The matrix of least squares is symmetric and positive, and needs no
+ * pivoting. */
+static void solve(double *a, int64_t n)
+{
+    int64_t width = 3 + n;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t row = 0; row < n; row++) {
+            double part = a[row * width + 3 + i] / a[i * width + 3 + i];
+            for (int64_t k = 0; k < width && row != i; k++)
+                a[row * width + k] -= k < 3 || k >= 3 + i ? part * a[i * width + k] : 0;
+        }
+    for (int64_t i = 0; i < 3 * n; i++)         /* never ahead of what is still to be read */
+        a[i] = a[i / 3 * width + i % 3] / a[i / 3 * width + 3 + i / 3];
+}
+
+/* [Z + 1][3]: 0..255 of each colour, by latent and a constant; zeros while planning.
+ *
+ * Formula   the rows of `fit` minimise the sum over all places of |colours - (latents, 1) fit|^2:
+ *           (sum own^T own) fit = sum own^T colours,    own = (latents, 1); 1e-3 on the diagonal keeps it solvable
+ */
+static double *preview_fit(const run *r, const job *j)
+{
+    const vae_config *c = vae_settings(j->vae);
+    int64_t scale = vae_scale(c), z = c->latent_channels, n = z + 1, width = 3 + n;
+    run inner = { .arena = r->arena };
+    size_t mark = arena_mark(r->arena);
+    tensor pixels = coloured_squares(r->arena, c), moments = vae_encode(&inner, j->vae, pixels);
+    double *sums = allocate((size_t)(n * width), sizeof *sums), *both = allocate((size_t)width, sizeof *both);
+    int64_t places = pixels.data ? tensor_count(moments) / (2 * z) : 0, across = pixels.dim[2] / scale;
+    for (int64_t i = 0; i < n; i++)
+        sums[i * width + 3 + i] = 1e-3;
+    for (int64_t i = 0; i < places; i++) {
+        const real *mean = moments.data + i * 2 * z;
+        const real *seen = pixels.data + (i / across % across * pixels.dim[2] + i % across) * scale * 3;
+        for (int64_t u = 0; u < width; u++)         /* colours, own */
+            both[u] = u < 3 ? ((double)seen[u] + 1) * 127.5 : u == z + 3 ? 1 : (double)mean[u - 3] * c->scaling_factor;
+        for (int64_t u = 0; u < n * width; u++)
+            sums[u] += both[3 + u / width] * both[u % width];
+    }
+    solve(sums, n);
+    free(both);
+    arena_reset(r->arena, mark);
+    return sums;
+}
+
+/* The clean frame [h][w][Z] that the model's output v means in x [h][w][Z] at timestep t, to be freed. */
+static real *clean_frame(const scheduler *s, const real *x, const real *v, int64_t count, double t)
+{
+    double at = alpha_at(s, t);
+    clean_rule rule = clean_rule_of(s->config.prediction_type, sqrt(at), sqrt(1 - at), 1);
+    real *out = allocate((size_t)count, sizeof *out);
+    for (int64_t i = 0; i < count; i++)
+        out[i] = clean(&rule, x[i], v[i]);
+    return out;
+}
+
+/* A frame of latents [h][w][Z] in colours, one pixel a latent. */
+static image latent_colours(const double *fit, const real *x, int64_t h, int64_t w, int64_t z)
+{
+    image out = { w, h, allocate((size_t)(h * w), 3) };
+    for (int64_t i = 0; i < h * w * 3; i++) {
+        double colour = fit[z * 3 + i % 3];
+        for (int64_t k = 0; k < z; k++)
+            colour += fit[k * 3 + i % 3] * (double)x[i / 3 * z + k];
+        out.rgb[i] = (unsigned char)(colour > 0 ? colour < 255 ? colour : 255 : 0);
+    }
+    return out;
+}
+
+/* FILE.ppm: the middle frame of the clean sample that the call's prediction means. */
+static void preview_write(const job *j, const double *fit, const scheduler *s, tensor x, tensor pred, double t)
+{
+    int64_t h = x.dim[1], w = x.dim[2], z = x.dim[3], count = h * w * z, first = x.dim[0] / 2 * count;
+    if (!j->preview || !x.data)
+        return;
+    real *frame = clean_frame(s, x.data + first, pred.data + first, count, t);
+    image small = latent_colours(fit, frame, h, w, z), large = image_resize(small, j->width, j->height);
+    ppm_write(j->preview, large);
+    free(frame);
+    free(small.rgb);
+    free(large.rgb);
+}
+
+/* ---------------------------------------------------------------- pipeline: denoise
+ *
+ * One call of the model and one step of the scheduler, over and over. Early calls see hardly more than noise and settle
+ * the large shapes, late ones the details.
+ */
+
+/* The model at call i of x [F][h][w][Z] -> out [B][F][h][w][out_channels]. */
+static tensor call_model(const run *r, const job *j, const sampling *m, tensor x, int64_t i, tea_cache *tea)
+{
+    bool see_image = sees_image(j, i, m->s.calls);
+    return dit_forward(r, j->dit, &m->condition, x, m->inpaint, m->s.timesteps[i], see_image, i, tea, &m->eav);
+}
+
+/* Guidance: pred [F][h][w][Z] = neg + cfg (pos - neg), of the first Z channels of out [B][F][h][w][out_channels];
+ * without guidance (B = 1) the one row as it is.
+ *
+ * The two rows ask the model the same with and without the condition, here the control words and the picture's tokens.
+ * The difference is what the condition adds; it is taken cfg times. cfg = 1 would be the positive row: not worth two
+ * rows. Output channels beyond Z, from the model's learn_sigma, are a variance that no rule here uses.
+ * Ho and Salimans, 2022, arXiv 2207.12598. */
+static void guide(tensor pred, tensor out, double cfg)
+{
+    int64_t z = pred.dim[3], width = out.dim[4], row = tensor_count(out) / out.dim[0];
+    for (int64_t i = 0; pred.data && i < tensor_count(pred); i++) {
+        const real *first = &out.data[i / z * width + i % z];
+        pred.data[i] = out.dim[0] == 1 ? *first : *first + (real)cfg * (first[row] - *first);
+    }
+}
+
+/* Call i, guided: pred [F][h][w][Z], what the model says of the latents. */
+static tensor predict(const run *r, const job *j, sampling *m, int64_t i)
+{
+    shape size = tensor_shape(m->latents);
+    tensor x = tensor_new(r->arena, size), pred = tensor_new(r->arena, size);   /* [F][h][w][Z] */
+    char name[32];
+    snprintf(name, sizeof name, "step.%03d.pred", (int)i);
+    sched_input(&m->s, x, m->latents);
+    if (!is_given(r, "%s", name))
+        guide(pred, call_model(r, j, m, x, i, &m->tea), j->cfg);
+    if (m->tea.stored) {
+        m->tea_call = i;
+        tensor_copy(m->tea_input, x);
+    }
+    m->computed[i] = m->tea.computed;
+    m->delta[i] = m->tea.delta;
+    stage(r, pred, dit_weights(j->dit), j->embeddings, name);
+    preview_write(j, m->fit, &m->s, x, pred, m->s.timesteps[i]);
+    return pred;
+}
+
+/* TeaCache's tensors of a restored state: the call that stored them, once more. The sum makes it compute and store. */
+static void rebuild_tea(const run *r, const job *j, const sampling *m)
+{
+    if (m->tea_call < 0 || m->s.index == m->s.calls)
+        return;
+    tea_cache tea = m->tea;
+    tea.count = m->tea_call % tea.steps;
+    tea.sum = INFINITY;
+    size_t mark = arena_mark(r->arena);
+    tensor_fill(tea.last, 1);
+    call_model(r, j, m, m->tea_input, m->tea_call, &tea);
+    arena_reset(r->arena, mark);
+}
+
+/* The table of what a checkpoint has: all that the loop carries, but TeaCache's tensors, which rebuild_tea makes again.
+ * An entry without data, since not every run has all, is neither written nor read. */
+static void keep_state(sampling *m)
+{
+#define TENSOR(x) entry_of(#x, m->x)
+#define FIELD(x) RAW(#x, &m->x, 1)
+    const st_entry state[STATE] = {
+        TENSOR(latents), TENSOR(inpaint), TENSOR(tea_input), TENSOR(s.history[0]), TENSOR(s.history[1]),
+        TENSOR(s.history[2]), TENSOR(s.history[3]), TENSOR(s.history[4]), FIELD(s.index), FIELD(g), FIELD(tea.count),
+        FIELD(tea.cached), FIELD(tea.sum), FIELD(tea_call), RAW("computed", m->computed, (size_t)m->s.calls),
+        RAW("delta", m->delta, (size_t)m->s.calls),
+    };
+    memcpy(m->state, state, sizeof state);
+}
+
+/* Makes ready what the loop carries besides latents, or takes up what a checkpoint has.
+ *
+ * TeaCache (Liu et al., 2024, arXiv 2411.19108; TeaCacheParameters of transformer3d.py): a call whose input has hardly
+ * changed since the last computed one adds that one's residual again instead of running the blocks. The first and the
+ * last call always compute: hence skips of at least 1. Enhance-A-Video (Luo et al., 2025, arXiv 2502.07508) makes
+ * attn1's output larger where frames attend to each other. Both decide in dit_forward. */
+static void begin_sampling(const run *r, const job *j, sampling *m)
+{
+    const dit_config *d = dit_settings(j->dit);
+    const int64_t *dim = m->latents.dim, tokens = dim[0] * (dim[1] / d->patch_size) * (dim[2] / d->patch_size);
+    m->eav = (enhance){ .enabled = j->enhance, .weight = j->enhance_weight, .skip_start = j->enhance_start,
+                        .skip_end = j->enhance_end, .steps = j->steps };
+    m->tea = (tea_cache){ .threshold = j->tea_threshold, .skip_start = j->tea_start < 1 ? 1 : j->tea_start,
+                          .skip_end = j->tea_end < 1 ? 1 : j->tea_end, .steps = j->steps };
+    m->tea_call = -1;
+    if (j->tea_threshold != 0) {
+        m->tea.last = tensor_new_high(r->arena, SHAPE(m->condition.rows * tokens, d->hidden_size));
+        m->tea.residual = tensor_new_high(r->arena, SHAPE(m->condition.rows, tokens, d->hidden_size));
+        m->tea_input = tensor_new(r->arena, tensor_shape(m->latents));
+    }
+    m->computed = allocate((size_t)m->s.calls, sizeof *m->computed);
+    m->delta = allocate((size_t)m->s.calls, sizeof *m->delta);
+    m->fit = j->preview ? preview_fit(r, j) : NULL;
+    keep_state(m);
+    for (int i = 0; i < STATE; i++)     /* FILE has all of it, or none: before the first step it holds slices only */
+        restored(r->checkpoint, m->state[i]);
+    progress(r, "denoise", m->s.index, m->s.calls);
+    rebuild_tea(r, j, m);
+    if (m->s.index == 0)
+        checkpoint_write(r->checkpoint, m->state, STATE, false);
+}
+
+/* The loop: m->latents from noise to a clean sample, in place. Of a call that nothing asks for, because what comes
+ * after it is given, only the noise is drawn. After it TeaCache's report: whether each call computed, and the
+ * polynomial's value there [calls]. */
+static void denoise(const run *r, const job *j, sampling *m)
+{
+    arena *a = r->arena;
+    scheduler *s = &m->s;
+    begin_sampling(r, j, m);
+    while (s->index < s->calls) {
+        char name[32];
+        int64_t i = s->index;
+        size_t mark = arena_mark(a);
+        tensor noise = j->scheduler == EULER_A ? fresh_noise(a, &m->g, tensor_shape(m->latents)) : (tensor){ 0 };
+        snprintf(name, sizeof name, "step.%03d.latents", (int)i);
+        if (i >= m->first && i < m->end) {
+            tensor v = predict(r, j, m, i);     /* [F][h][w][Z] */
+            sched_step(s, m->latents, v, noise);
+            stage(r, m->latents, dit_weights(j->dit), j->embeddings, name);
+        } else {
+            given(r, m->latents, CHANNELS_FIRST, "%s", name);
+            s->index++;
+        }
+        arena_reset(a, mark);
+        checkpoint_write(r->checkpoint, m->state, STATE, false);
+        progress(r, "denoise", s->index, s->calls);
+    }
+    if (m->tea.threshold != 0 && !a->planning) {
+        dump_data(r, m->computed, I64, SHAPE(s->calls), "teacache.computed");
+        dump_data(r, m->delta, F64, SHAPE(s->calls), "teacache.delta");
+        if (r->verbosity)
+            fprintf(stderr, "teacache: %lld of %lld calls used the cache\n", ll(m->tea.cached), ll(s->calls));
+    }
+    free(m->computed);
+    free(m->delta);
+    free(m->fit);
+}
+
+/* ---------------------------------------------------------------- pipeline: decoding
+ *
+ * latents -> the VAE's decoder -> video in -1..1 -> smoothed -> 0..1 -> bytes. Every clamp of the public code is here,
+ * even where it follows another, because a clamped value that is averaged is not the average that is clamped.
+ */
+
+/* Decodes without a seam every m = mini_batch_encoder frames: video [T][H][W][3] in -1..1, in place.
+ *
+ * Method    slices are decoded one by one and do not quite meet. The frames m/2 .. T - (m - m/2) - 1, half a slice off,
+ *           are encoded (the posterior's mean) and decoded again, which puts this pass's seams in the middle of the
+ *           first one's slices; the average of both has each at half its strength. A VAE that decodes with a cache
+ *           (cache_compression_vae) knows the slice before, and is not smoothed.
+ * Source    smooth_output of the pipeline
+ */
+static void smooth(const run *r, const vae *v, tensor video)
+{
+    arena *a = r->arena;
+    const vae_config *c = vae_settings(v);
+    int64_t m = c->mini_batch_encoder, before = m / 2, count = video.dim[0] - m;
+    size_t mark = arena_mark(a);
+    if (count <= 0)
+        return;
+    int64_t back = vae_video_frames(c, vae_latent_frames(c, count));
+    if (back != count && back != 1)
+        die(BAD_INPUT, "decode: smoothing codes %lld of %lld frames again and gets %lld back; choose another --frames",
+            ll(count), ll(video.dim[0]), ll(back));
+    run inner = *r;
+    inner.hooks = NULL;         /* the second pass's stages have no names */
+    tensor part = tensor_part(video, before, count);            /* [T - m][H][W][3] */
+    tensor moments = vae_encode(&inner, v, part);               /* [F'][h][w][2 Z] */
+    tensor mean = tensor_new(a, SHAPE(moments.dim[0], moments.dim[1], moments.dim[2], c->latent_channels));
+    copy_channels(mean, 0, moments, c->latent_channels);
+    tensor again = vae_decode(&inner, v, mean);                 /* [T - m][H][W][3], or one frame */
+    for (int64_t t = 0; t < count; t++)         /* torch broadcasts a single frame over all */
+        blend_to(tensor_part(part, t, 1), tensor_part(part, t, 1), tensor_part(again, back == 1 ? 0 : t, 1), 0.5, 0.5);
+    arena_reset(a, mark);
+    clamp(video, -1, 1);
+}
+
+/* -1..1 -> 0..1, whatever lies beyond cut off; then to 8 bits, truncated, not rounded, as the public code's cast. */
+static void to_unit(tensor video)
+{
+    for (int64_t i = 0; i < tensor_count(video) && video.data; i++)
+        video.data[i] = video.data[i] / 2 + (real)0.5;
+    clamp(video, 0, 1);
+}
+static void to_bytes(unsigned char *bytes, tensor video)
+{
+    for (int64_t i = 0; i < tensor_count(video) && bytes; i++)
+        bytes[i] = (unsigned char)(255 * video.data[i]);
+}
+
+/* latents as the sampler leaves them [F][h][w][Z] -> 8-bit frames [T][H][W][3] in the arena, and T; NULL while
+ * planning. The latents are changed. What comes before the last stage that is given is not computed. decode_latents of
+ * the pipeline, save_videos_grid of utils.py. */
+static unsigned char *decode_frames(const run *r, const job *j, tensor latents, int64_t *frames)
+{
+    arena *a = r->arena;
+    const vae_config *c = vae_settings(j->vae);
+    int64_t scale = vae_scale(c), h = latents.dim[1] * scale, w = latents.dim[2] * scale;
+    shape size = SHAPE(vae_video_frames(c, latents.dim[0]), h, w, 3);
+    decoding from = decoded_from(r);
+    unsigned char *bytes = arena_alloc(a, (size_t)(size.dim[0] * h * w * 3), 1);
+    size_t mark = arena_mark(a);
+    scale_to(latents, latents, 1 / c->scaling_factor);
+    tensor video = from == LATENTS ? vae_decode(r, j->vae, latents) : tensor_new(a, size);      /* [T][H][W][3] */
+    if (from == LATENTS) {      /* -> -1..1 */
+        check_finite(video, "decoded", vae_weights(j->vae), NULL);      /* clamping would hide an infinity */
+        clamp(video, -1, 1);
+    }
+    given(r, video, CHANNELS_FIRST, "decoded");
+    if (from < VIDEO) {         /* -1..1 -> 0..1 */
+        dump(r, video, CHANNELS_FIRST, "decoded");
+        if (c->mode != SLICE_CACHE)
+            smooth(r, j->vae, video);
+        check_finite(video, "video", vae_weights(j->vae), NULL);
+        to_unit(video);
+    }
+    given(r, video, CHANNELS_FIRST, "video");
+    if (from < FRAMES) {        /* 0..1 -> 0..255 */
+        dump(r, video, CHANNELS_FIRST, "video");
+        to_bytes(bytes, video);
+    }
+    given_bytes(r, bytes, size, "frames");
+    dump_data(r, bytes, U8, size, "frames");
+    arena_reset(a, mark);
+    *frames = size.dim[0];
+    return bytes;
+}
+
+/* ---------------------------------------------------------------- pipeline: the whole */
+
+/* The whole model: RuyiInpaintPipeline.__call__. Returns [T][H][W][3] bytes in the arena, and T; NULL while planning.
+ * Guidance of 1 and less runs the positive row alone, in half the time. The negative row is the `n.default` control. */
+static unsigned char *generate(const run *r, const job *j, int64_t *frames)
+{
+    arena *a = r->arena;
+    int64_t scale = vae_scale(vae_settings(j->vae)), rows = j->cfg > 1 ? 2 : 1;
+    shape size = SHAPE(latent_length(j), j->height / scale, j->width / scale, vae_settings(j->vae)->latent_channels);
+    sampling m = { .s = sched_new(a, j->sched, j->steps, size) };
+    dump_timesteps(r, &m.s);
+    generator_seed(&m.g, j->rng, j->seed);
+    m.latents = fresh_noise(a, &m.g, size);     /* [F][h][w][Z] */
+    size_t mark = arena_mark(a);
+    stage(r, m.latents, NULL, NULL, "noise");
+    scale_to(m.latents, m.latents, m.s.init_noise_sigma);
+
+    mark_asked(r, j, &m);
+    if (m.asks_inpaint)
+        m.inpaint = inpaint_latents(r, j, size);        /* [F][h][w][2 Z] */
+    tensor tokens = m.asks_tokens ? clip_tokens(r, j) : (tensor){ 0 };      /* [patches][hidden_size] */
+    m.condition = dit_conditions(r, j->dit, j->rows + 2 - rows, rows, tokens, j->height, j->width);
+    check_finite(m.condition.text, "text", j->embeddings, dit_weights(j->dit));
+    denoise(r, j, &m);
+    sched_free(&m.s);
+    arena_reset(a, mark);
+    return decode_frames(r, j, m.latents, frames);
+}
+
 /* ---------------------------------------------------------------- clips
  *
  * What measure, extend and --keep-colour look at: whole clips of 8-bit frames, in memory. Nothing here is learned, and
  * nothing depends on the model: these are the program's eyes, by which it judges what the model has made.
  */
 
-static long long ll(int64_t n) { return n; }    /* for printf's %lld */
 /* A frame is [h][w][3] bytes. */
 static size_t frame_bytes(const film *v) { return (size_t)(3 * v->w * v->h); }
 static unsigned char *frame_of(const film *v, int64_t t) { return v->rgb + (size_t)t * frame_bytes(v); }
