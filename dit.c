@@ -140,17 +140,9 @@ static int64_t read_side(config f, const char *field, const char *member, int64_
 /* A list of three numbers, one a colour -> out; the default where the field is absent. */
 static void read_colours(config f, const char *field, const double otherwise[3], double out[3])
 {
-    json list = config_member(f, field), cursor = { 0 }, value;
-    bool numbers = true;
-    int n = 0;
-    memcpy(out, otherwise, 3 * sizeof *out);
-    for (; json_kind(list) == '[' && json_next(list, &cursor, NULL, &value); n++) {
-        numbers = numbers && n < 3 && json_kind(value) == '0';
-        if (numbers)
-            out[n] = json_number(value);
-    }
-    if (json_kind(list) && (!numbers || n != 3))
-        config_refuse(f, field, "expected a list of three numbers, one for each colour");
+    double *list = config_reals(f, field, 3, "one for each colour");
+    memcpy(out, list ? list : otherwise, 3 * sizeof *out);
+    free(list);
 }
 
 /* preprocessor_config.json: what CLIPImageProcessor does to a picture. Its defaults are CLIP's own means and

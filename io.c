@@ -1079,6 +1079,23 @@ int config_ints(config c, const char *field, int64_t *list, int most)
     return count;
 }
 
+/* Exactly `count` numbers, to be freed; NULL: the field is absent. Anything else is BAD_INPUT, with what they are. */
+double *config_reals(config c, const char *field, int64_t count, const char *what)
+{
+    json v = config_member(c, field), at = {0}, item;
+    double *list = v.text ? allocate((size_t)count, sizeof *list) : NULL;
+    bool good = json_kind(v) == '[';
+    int64_t n = 0;
+    for (; good && json_next(v, &at, NULL, &item); n++) {
+        good = n < count && json_kind(item) == '0';
+        if (good)
+            list[n] = json_number(item);
+    }
+    if (v.text && (!good || n != count))
+        config_refuse(c, field, "expected a list of %lld numbers, %s", (long long)count, what);
+    return list;
+}
+
 /* "('a', 'b')" or "['a', 'b']", as Python prints them; a comma may follow the last name, as in the tuple "('a',)".
  * Quotes of either kind, no escapes: the names are those of classes. Returns the count; -1: something else, or more
  * than `most` (names before the fault have been copied; the caller dies). */

@@ -263,7 +263,7 @@ static float beta_at(const sched_config *c, int64_t i)
 {
     int64_t n = c->num_train_timesteps;
     if (c->trained_betas)
-        return c->trained_betas[i];
+        return (float)c->trained_betas[i];
     if (!strcmp(c->beta_schedule, "squaredcos_cap_v2"))
         return (float)fmin(1 - cosine_bar((double)(i + 1) / (double)n) / cosine_bar((double)i / (double)n), 0.999);
     if (!strcmp(c->beta_schedule, "linear"))
@@ -426,8 +426,8 @@ typedef struct { real x_share, v_share, divisor, bound, unit; } clean_rule;
 /* size: by how much the sample is larger than the x that the model knows. */
 static clean_rule clean_rule_of(prediction type, double alpha, double beta, double size)
 {
-    double x_share = type == V_PREDICTION ? alpha : type == EPSILON ? 1 : 0, v_share = type == SAMPLE ? 1 : -beta;
-    return (clean_rule){ (real)(x_share / size), (real)v_share, (real)(type == EPSILON ? alpha : 1), (real)INFINITY, 1 };
+    double x = type == V_PREDICTION ? alpha : type == EPSILON ? 1 : 0, v = type == SAMPLE ? 1 : -beta;
+    return (clean_rule){ (real)(x / size), (real)v, (real)(type == EPSILON ? alpha : 1), (real)INFINITY, 1 };
 }
 
 static real clean(const clean_rule *c, real x, real v)
@@ -658,57 +658,35 @@ static const char *const beta_schedules[] = { "linear", "scaled_linear", "square
 static const char *const predictions[] = { "epsilon", "sample", "v_prediction" };
 static const char *const spacings[] = { "leading", "trailing", "linspace" };
 
-/* Fields that choose between variants of a class of which one is here: `only` keeps to it (NULL: false does), and is
- * the class's default. The other classes ignore the field, and so does this program: one file, made for one scheduler,
- * has to serve all five, as the public code's --scheduler does. */
+/* Fields that choose between variants of a class, and the JSON values that mean the one that is here; so does null. The
+ * other classes ignore the field, and so does this program: one file, made for one scheduler, has to serve all five, as
+ * the public code's --scheduler does. Values that are foreign to a class, but that it takes: solver_type's last three
+ * are those of DEIS and UniPC and count as midpoint; variance_type's are DDPM's, and only a learned variance would cut
+ * the model's output to 3 channels. */
 enum { OF_EULER = 1 << EULER, OF_DPMPP = 1 << DPMPP, OF_BOTH = OF_EULER | OF_DPMPP };
-static const struct { const char *field, *only; unsigned classes; } variants[] = {
-    { "use_karras_sigmas", NULL, OF_BOTH }, { "use_exponential_sigmas", NULL, OF_BOTH },
-    { "use_beta_sigmas", NULL, OF_BOTH }, { "final_sigmas_type", "zero", OF_BOTH },
-    { "interpolation_type", "linear", OF_EULER }, { "timestep_type", "discrete", OF_EULER },
-    { "use_lu_lambdas", NULL, OF_DPMPP }, { "use_flow_sigmas", NULL, OF_DPMPP },
-    { "algorithm_type", "dpmsolver++", OF_DPMPP },
+static const struct { const char *field, *values; unsigned classes; } variants[] = {
+    { "use_karras_sigmas", "false", OF_BOTH }, { "use_exponential_sigmas", "false", OF_BOTH },
+    { "use_beta_sigmas", "false", OF_BOTH }, { "final_sigmas_type", "\"zero\"", OF_BOTH },
+    { "interpolation_type", "\"linear\"", OF_EULER }, { "timestep_type", "\"discrete\"", OF_EULER },
+    { "use_lu_lambdas", "false", OF_DPMPP }, { "use_flow_sigmas", "false", OF_DPMPP },
+    { "algorithm_type", "\"dpmsolver++\"", OF_DPMPP }, { "solver_order", "2", OF_DPMPP },
+    { "lambda_min_clipped", "-Infinity", OF_DPMPP },
+    { "solver_type", "\"midpoint\", \"logrho\", \"bh1\", \"bh2\"", OF_DPMPP },
+    { "variance_type", "\"fixed_small\", \"fixed_small_log\", \"fixed_large\", \"fixed_large_log\"", OF_DPMPP },
 };
 
 /* Dies where a field asks for a variant that is not here. */
 static void refuse_unsupported(config f, sched_type type)
 {
-    static const char *const midpoints[] = { "midpoint", "logrho", "bh1", "bh2" };  /* DEIS' and UniPC's count as it */
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
-        if (!(variants[i].classes >> type & 1))
+        json v = variants[i].classes >> type & 1 ? config_member(f, variants[i].field) : (json){ 0 };
+        if (!v.text)
             continue;
-        if (variants[i].only)
-            config_choice(f, variants[i].field, variants[i].only, &variants[i].only, 1);
-        else if (config_bool(f, variants[i].field, false))
-            config_refuse(f, variants[i].field, "expected false; it is not supported");
+        char *value = text_of("%.*s", (int)(v.end - v.text), v.text);
+        if (!strstr(variants[i].values, value))     /* whole, since all but numbers have quotes, or are words of JSON */
+            config_refuse(f, variants[i].field, "expected %s; nothing else is supported", variants[i].values);
+        free(value);
     }
-    if (type != DPMPP)
-        return;
-    config_choice(f, "solver_type", "midpoint", midpoints, 4);
-    config_int(f, "solver_order", 2, 2, 2);
-    json clipped = config_member(f, "lambda_min_clipped");
-    if (json_kind(clipped) && !(json_number(clipped) < -1e300))
-        config_refuse(f, "lambda_min_clipped", "expected -Infinity; clipping is not supported");
-    char *variance = config_word(f, "variance_type", "none");
-    if (!strncmp(variance, "learned", 7))       /* the class would cut the output to 3 channels */
-        config_refuse(f, "variance_type", "expected null; a learned variance is not supported");
-    free(variance);
-}
-
-/* trained_betas [n] where the file gives them instead of a beta_schedule; NULL where it does not. */
-static float *read_betas(config f, int64_t n)
-{
-    json list = config_member(f, "trained_betas"), cursor = { 0 }, value;
-    if (json_kind(list) == 0)
-        return NULL;
-    float *betas = allocate((size_t)n, sizeof *betas);
-    int64_t count = 0;
-    for (; json_kind(list) == '[' && json_next(list, &cursor, NULL, &value) && json_kind(value) == '0'; count++)
-        if (count < n)
-            betas[count] = (float)json_number(value);
-    if (count != n)
-        config_refuse(f, "trained_betas", "expected a list of num_train_timesteps = %lld numbers", (long long)n);
-    return betas;
 }
 
 /* Reads a model's scheduler/ as diffusers' class of that type would (from_pretrained): fields that a class does not
@@ -717,7 +695,8 @@ static float *read_betas(config f, int64_t n)
 sched_config sched_read(const char *folder, sched_type type)
 {
     config f = config_open(folder, "scheduler_config.json");
-    bool ddim = type == DDIM, leading = ddim || type == PNDM;
+    bool ddim = type == DDIM;
+    const char *usual = ddim || type == PNDM ? "leading" : "linspace";
     bool thresholds = (ddim || type == DPMPP) && config_bool(f, "thresholding", false);
     sched_config c = {
         .file = f, .type = type, .thresholding = thresholds,
@@ -726,7 +705,7 @@ sched_config sched_read(const char *folder, sched_type type)
         .beta_schedule = beta_schedules[config_choice(f, "beta_schedule", "linear", beta_schedules, 3)],
         .rescale_betas_zero_snr = type != PNDM && config_bool(f, "rescale_betas_zero_snr", false),
         .set_alpha_to_one = config_bool(f, "set_alpha_to_one", ddim),
-        .timestep_spacing = (spacing)config_choice(f, "timestep_spacing", leading ? "leading" : "linspace", spacings, 3),
+        .timestep_spacing = (spacing)config_choice(f, "timestep_spacing", usual, spacings, 3),
         .steps_offset = config_int(f, "steps_offset", 0, 0, 1000000),
         .skip_prk_steps = type == PNDM && config_bool(f, "skip_prk_steps", false),
         .prediction_type = (prediction)config_choice(f, "prediction_type", "epsilon", predictions, 3),
@@ -735,7 +714,7 @@ sched_config sched_read(const char *folder, sched_type type)
         .dynamic_thresholding_ratio = thresholds ? config_real(f, "dynamic_thresholding_ratio", 0.995) : 0,
         .sample_max_value = thresholds ? config_real(f, "sample_max_value", 1.0) : 1,
     };
-    c.trained_betas = read_betas(f, c.num_train_timesteps);
+    c.trained_betas = config_reals(f, "trained_betas", c.num_train_timesteps, "num_train_timesteps");
     refuse_unsupported(f, type);
     if (c.prediction_type == SAMPLE && (type == EULER_A || type == PNDM))
         config_refuse(f, "prediction_type", "which %s does not take; choose another --scheduler", sched_names[type]);
@@ -815,14 +794,12 @@ static st_entry entry_of(const char *name, tensor x)
     return RAW(name, x.data, (size_t)tensor_count(x));
 }
 
-/* Fills the entry's data from FILE, where that has it. */
+/* Fills the entry's data from FILE, where that has it. Of the same run, it has the same size. */
 static bool restored(const struct checkpoint *k, st_entry e)
 {
     const st_tensor *t = e.data && k && k->file ? safetensors_find(k->file, e.name) : NULL;
-    if (!t)
+    if (!t || t->bytes != shape_count(e.shape))
         return false;
-    if (t->bytes != shape_count(e.shape))
-        die(BAD_INPUT, "%s: checkpoint: %s has another size than this run's; remove the file", k->path, e.name);
     memcpy((void *)(uintptr_t)e.data, t->data, (size_t)t->bytes);
     return true;
 }
@@ -854,8 +831,8 @@ static void checkpoint_open(const job *j, struct checkpoint *k, double *work)
         return;
     k->file = safetensors_open(k->path);
     if (!checkpoint_check(k->file, k->identity, reason))
-        die(BAD_INPUT, "%s: checkpoint: %s, expected this run's; give another --checkpoint, or remove the file", k->path,
-            reason);
+        die(BAD_INPUT, "%s: checkpoint: %s, expected this run's; give another --checkpoint, or remove the file",
+            k->path, reason);
     restored(k, RAW("work", work, WORKS));
 }
 
@@ -914,7 +891,7 @@ struct progress {
     double last_line, last_json;            /* seconds */
     const char *stage;                      /* under way: encode, clip, denoise, decode */
     int64_t done, total;                    /* its pieces, at its last report */
-    double stage_start, stage_part;         /* when it began, and the share then done: a resumed run begins anywhere */
+    double stage_start, stage_part;         /* when its first report came, and the share that was done then */
     FILE *json; const char *json_path;      /* NULL: none */
     const double *rate, *planned;           /* seconds an operation of a kind takes; the operations of the run */
     double start, begun;                    /* when the run began, and what had been done then, in planned seconds */
@@ -991,8 +968,9 @@ static void print_progress(const struct progress *p, report_line at)
 static void json_progress(struct progress *p, const char *stage, report_line at)
 {
     fprintf(p->json, "{\"stage\":\"%s\",\"done\":%lld,\"total\":%lld,\"stage_percent\":%.2f,\"percent\":%.2f,"
-            "\"seconds\":%.3f,\"seconds_a_step\":%.3f,\"seconds_left\":%.3f,\"peak_memory\":%.0f}\n", stage, ll(at.done),
-            ll(at.total), 100 * at.part, 100 * at.run_part, now() - p->start, at.step, at.run_left, peak_memory());
+            "\"seconds\":%.3f,\"seconds_a_step\":%.3f,\"seconds_left\":%.3f,\"peak_memory\":%.0f}\n", stage,
+            ll(at.done), ll(at.total), 100 * at.part, 100 * at.run_part, now() - p->start, at.step, at.run_left,
+            peak_memory());
     if (fflush(p->json))
         die(SYSTEM_ERROR, "%s: progress: got \"%s\", expected to write it; check the disk", p->json_path,
             strerror(errno));
@@ -1029,7 +1007,7 @@ void progress(const run *r, const char *stage, int64_t done, int64_t total)
     if (begins) {
         p->stage = stage;
         p->stage_start = time;
-        p->stage_part = denoise ? part : 0;
+        p->stage_part = part;
     }
     if (block) {
         part = ((double)p->done + part) / (double)p->total;
@@ -1437,27 +1415,17 @@ static void rebuild_tea(const run *r, const job *j, const sampling *m)
     arena_reset(r->arena, mark);
 }
 
-/* The table of what a checkpoint has: all that the loop carries, but TeaCache's tensors, which rebuild_tea makes again.
- * An entry without data, since not every run has all, is neither written nor read. */
-static void keep_state(sampling *m)
-{
-#define TENSOR(x) entry_of(#x, m->x)
-#define FIELD(x) RAW(#x, &m->x, 1)
-    const st_entry state[STATE] = {
-        TENSOR(latents), TENSOR(inpaint), TENSOR(tea_input), TENSOR(s.history[0]), TENSOR(s.history[1]),
-        TENSOR(s.history[2]), TENSOR(s.history[3]), TENSOR(s.history[4]), FIELD(s.index), FIELD(g), FIELD(tea.count),
-        FIELD(tea.cached), FIELD(tea.sum), FIELD(tea_call), RAW("computed", m->computed, (size_t)m->s.calls),
-        RAW("delta", m->delta, (size_t)m->s.calls),
-    };
-    memcpy(m->state, state, sizeof state);
-}
-
 /* Makes ready what the loop carries besides latents, or takes up what a checkpoint has.
  *
  * TeaCache (Liu et al., 2024, arXiv 2411.19108; TeaCacheParameters of transformer3d.py): a call whose input has hardly
  * changed since the last computed one adds that one's residual again instead of running the blocks. The first and the
  * last call always compute: hence skips of at least 1. Enhance-A-Video (Luo et al., 2025, arXiv 2502.07508) makes
- * attn1's output larger where frames attend to each other. Both decide in dit_forward. */
+ * attn1's output larger where frames attend to each other. Both decide in dit_forward.
+ *
+ * A checkpoint has all of `state` (none before the first step, when it holds slices only), but for what this run does
+ * not have: entries without data are neither written nor read. TeaCache's tensors are made again (rebuild_tea). */
+#define TENSOR(x) entry_of(#x, m->x)
+#define FIELD(x) RAW(#x, &m->x, 1)
 static void begin_sampling(const run *r, const job *j, sampling *m)
 {
     const dit_config *d = dit_settings(j->dit);
@@ -1475,8 +1443,14 @@ static void begin_sampling(const run *r, const job *j, sampling *m)
     m->computed = allocate((size_t)m->s.calls, sizeof *m->computed);
     m->delta = allocate((size_t)m->s.calls, sizeof *m->delta);
     m->fit = j->preview ? preview_fit(r, j) : NULL;
-    keep_state(m);
-    for (int i = 0; i < STATE; i++)     /* FILE has all of it, or none: before the first step it holds slices only */
+    const st_entry state[STATE] = {
+        TENSOR(latents), TENSOR(inpaint), TENSOR(tea_input), TENSOR(s.history[0]), TENSOR(s.history[1]),
+        TENSOR(s.history[2]), TENSOR(s.history[3]), TENSOR(s.history[4]), FIELD(s.index), FIELD(g), FIELD(tea.count),
+        FIELD(tea.cached), FIELD(tea.sum), FIELD(tea_call), RAW("computed", m->computed, (size_t)m->s.calls),
+        RAW("delta", m->delta, (size_t)m->s.calls),
+    };
+    memcpy(m->state, state, sizeof state);
+    for (int i = 0; i < STATE; i++)
         restored(r->checkpoint, m->state[i]);
     progress(r, "denoise", m->s.index, m->s.calls);
     rebuild_tea(r, j, m);
@@ -1587,12 +1561,10 @@ static unsigned char *decode_frames(const run *r, const job *j, tensor latents, 
     size_t mark = arena_mark(a);
     scale_to(latents, latents, 1 / c->scaling_factor);
     tensor video = from == LATENTS ? vae_decode(r, j->vae, latents) : tensor_new(a, size);      /* [T][H][W][3] */
-    if (from == LATENTS) {      /* -> -1..1 */
-        check_finite(video, "decoded", vae_weights(j->vae), NULL);      /* clamping would hide an infinity */
-        clamp(video, -1, 1);
-    }
     given(r, video, CHANNELS_FIRST, "decoded");
     if (from < VIDEO) {         /* -1..1 -> 0..1 */
+        check_finite(video, "decoded", vae_weights(j->vae), NULL);      /* clamping would hide an infinity */
+        clamp(video, -1, 1);
         dump(r, video, CHANNELS_FIRST, "decoded");
         if (c->mode != SLICE_CACHE)
             smooth(r, j->vae, video);

@@ -146,6 +146,7 @@ bool config_bool(config c, const char *field, bool otherwise);
 char *config_word(config c, const char *field, const char *otherwise);  /* NULL: no default */
 int config_choice(config c, const char *field, const char *otherwise, const char *const *words, int count);  /* place */
 int config_ints(config c, const char *field, int64_t *list, int most);  /* count; -1: absent; dies beyond `most` */
+double *config_reals(config c, const char *field, int64_t count, const char *what);    /* so many; NULL: absent */
 int config_words(config c, const char *field, char **list, int most);   /* also a Python tuple or list in a string */
 json config_member(config c, const char *field);    /* null counts as absent, as in every getter */
 void config_print_unread(config c);                 /* the fields that nothing asked for, on one line of stdout */
@@ -503,7 +504,7 @@ typedef struct {                /* scheduler/scheduler_config.json, as the class
     int64_t num_train_timesteps, steps_offset;
     double beta_start, beta_end;
     const char *beta_schedule;  /* linear, scaled_linear, squaredcos_cap_v2, trained */
-    float *trained_betas;
+    double *trained_betas;
     prediction prediction_type;
     spacing timestep_spacing;
     bool set_alpha_to_one, clip_sample, rescale_betas_zero_snr, thresholding, skip_prk_steps;
