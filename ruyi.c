@@ -117,7 +117,8 @@ typedef struct {
 
 /* ---------------------------------------------------------------- small parts */
 
-static long long ll(int64_t n) { return n; }    /* for printf's %lld */
+/* For printf's %lld, which int64_t need not be. */
+static long long ll(int64_t n) { return n; }
 
 /* Stops a run at the first stage that is not a finite number: a clip of black frames after an hour says nothing. Names
  * the weight that is to blame, if one of the two components (either may be NULL) holds one itself. */
@@ -147,7 +148,7 @@ static void stage(const run *r, tensor x, const weights *first, const weights *s
     dump(r, x, CHANNELS_FIRST, "%s", name);
 }
 
-/* y = p x + q v; y may be x or v. */
+/* y = p x + q v; y may be x or v. The factors are rounded to `real` once, the elements' products and sums each. */
 static void blend_to(tensor y, tensor x, tensor v, double p, double q)
 {
     real a = (real)p, b = (real)q;
@@ -173,7 +174,8 @@ static void copy_channels(tensor y, int64_t to, tensor x, int64_t count)
 }
 
 /* The generator's next normal numbers as a tensor [F][h][w][Z]. torch fills its tensors in the order of memory, which
- * is (channel, frame, y, x) there. */
+ * is (channel, frame, y, x) there. The numbers are float32 whatever `real` is, so both builds start from the same
+ * noise; while planning none is drawn. */
 static tensor fresh_noise(arena *a, generator *g, shape s)
 {
     tensor x = tensor_new(a, s);
@@ -697,22 +699,21 @@ sched_config sched_read(const char *folder, sched_type type)
     config f = config_open(folder, "scheduler_config.json");
     bool ddim = type == DDIM;
     const char *usual = ddim || type == PNDM ? "leading" : "linspace";
-    bool thresholds = (ddim || type == DPMPP) && config_bool(f, "thresholding", false);
+    bool bounds = (ddim || type == DPMPP) && config_bool(f, "thresholding", false);
     sched_config c = {
-        .file = f, .type = type, .thresholding = thresholds,
+        .file = f, .type = type, .set_alpha_to_one = config_bool(f, "set_alpha_to_one", ddim), .thresholding = bounds,
         .num_train_timesteps = config_int(f, "num_train_timesteps", 1000, 2, 1000000),
         .beta_start = config_real(f, "beta_start", 0.0001), .beta_end = config_real(f, "beta_end", 0.02),
         .beta_schedule = beta_schedules[config_choice(f, "beta_schedule", "linear", beta_schedules, 3)],
         .rescale_betas_zero_snr = type != PNDM && config_bool(f, "rescale_betas_zero_snr", false),
-        .set_alpha_to_one = config_bool(f, "set_alpha_to_one", ddim),
         .timestep_spacing = (spacing)config_choice(f, "timestep_spacing", usual, spacings, 3),
         .steps_offset = config_int(f, "steps_offset", 0, 0, 1000000),
         .skip_prk_steps = type == PNDM && config_bool(f, "skip_prk_steps", false),
         .prediction_type = (prediction)config_choice(f, "prediction_type", "epsilon", predictions, 3),
         .clip_sample = ddim && config_bool(f, "clip_sample", true),
         .clip_sample_range = config_real(f, "clip_sample_range", 1.0),
-        .dynamic_thresholding_ratio = thresholds ? config_real(f, "dynamic_thresholding_ratio", 0.995) : 0,
-        .sample_max_value = thresholds ? config_real(f, "sample_max_value", 1.0) : 1,
+        .dynamic_thresholding_ratio = bounds ? config_real(f, "dynamic_thresholding_ratio", 0.995) : 0,
+        .sample_max_value = bounds ? config_real(f, "sample_max_value", 1.0) : 1,
     };
     c.trained_betas = config_reals(f, "trained_betas", c.num_train_timesteps, "num_train_timesteps");
     refuse_unsupported(f, type);
@@ -976,7 +977,12 @@ static void json_progress(struct progress *p, const char *stage, report_line at)
             strerror(errno));
 }
 
-/* Where the run is after that much work; part: the stage's share, which may be finer than done / total. */
+/* Where the run is after that much work; part: the stage's share, which may be finer than done / total.
+ *
+ * Formula   left of the stage: spent / share (1 - part), share what was done since its first report
+ *           left of the run:   (all - is) (time - start) / (is - begun), in planned seconds: the plan's rates give the
+ *           proportions of the stages, and the clock how fast this machine is today. At most 99.9 % until it ends
+ */
 static report_line line_of(const struct progress *p, const double work[WORKS], double part, double time)
 {
     double spent = time - p->stage_start, share = part - p->stage_part;
@@ -991,8 +997,10 @@ static report_line line_of(const struct progress *p, const double work[WORKS], d
 }
 
 /* `done` of `total` pieces of a stage. "block" refines the denoising step under way: at full size one step takes
- * minutes. A terminal gets a bar that moves ten times a second at most; anything else a line at every step and end of a
- * stage, and every ten seconds; the JSON file all pieces, but blocks every ten seconds. */
+ * minutes. It has no line of its own name, and a step's last block none at all, since the step reports the same at
+ * once. A stage may begin again (the VAE encodes the mask, then the video): fewer pieces done than before say so. A
+ * terminal gets a bar that moves ten times a second at most; anything else a line at every step and end of a stage,
+ * and every ten seconds; the JSON file all pieces, but blocks every ten seconds. */
 void progress(const run *r, const char *stage, int64_t done, int64_t total)
 {
     struct progress *p = r->progress;
@@ -1058,8 +1066,7 @@ typedef struct {
     dit_condition condition;    /* rows [negative, positive] of text and image tokens */
     generator g;                /* of the first noise; Euler A goes on drawing from it */
     scheduler s;
-    enhance eav;
-    tea_cache tea;
+    enhance eav; tea_cache tea;
     tensor tea_input;           /* [F][h][w][Z] what the call that TeaCache has stored was given */
     int64_t tea_call;           /* that call; -1: none */
     int64_t *computed; double *delta;       /* [calls] TeaCache's report */
@@ -1224,17 +1231,17 @@ static decoding decoded_from(const run *r)
     return is_given(r, "frames") ? FRAMES : is_given(r, "video") ? VIDEO : is_given(r, "decoded") ? DECODED : LATENTS;
 }
 
-/* Fills m->first, end and asks_... */
+/* Fills m->first, end and asks_... A whole run makes CLIP's tokens, a stage that a dump has, even where none of its
+ * calls looks at them (one or two calls have no last 40 %). */
 static void mark_asked(const run *r, const job *j, sampling *m)
 {
     int64_t calls = m->s.calls;
     int stop = INT_MAX;
     bool remembers = j->scheduler == DPMPP || j->scheduler == PNDM || j->tea_threshold != 0;
-    bool whole = !r->hooks || (!r->hooks->ngiven && !r->hooks->stop_after);
     bool to_inpaint = stops_at(r, "pixels") || stops_at(r, "mask*"), to_tokens = stops_at(r, "clip.*");
     bool wanted = !to_inpaint && !to_tokens && !stops_at(r, "noise") && decoded_from(r) == LATENTS;
-    m->asks_inpaint = whole || to_inpaint;
-    m->asks_tokens = j->starts > 0 && (whole || to_tokens);
+    m->asks_inpaint = to_inpaint;
+    m->asks_tokens = j->starts > 0 && (to_tokens || !r->hooks || (!r->hooks->ngiven && !r->hooks->stop_after));
     stop_numbers(r, "step.%d", &stop);
     m->end = m->first = !wanted ? 0 : stop < calls ? stop + 1 : calls;
     while (m->first > 0 && (remembers || !is_given(r, "step.%03d.latents", (int)m->first - 1))) {
@@ -1324,7 +1331,8 @@ static real *clean_frame(const scheduler *s, const real *x, const real *v, int64
     return out;
 }
 
-/* A frame of latents [h][w][Z] in colours, one pixel a latent. */
+/* A frame of latents [h][w][Z] in colours, one pixel a latent: fit's rows weigh the channels, its last is the
+ * constant. */
 static image latent_colours(const double *fit, const real *x, int64_t h, int64_t w, int64_t z)
 {
     image out = { w, h, allocate((size_t)(h * w), 3) };
@@ -1337,7 +1345,8 @@ static image latent_colours(const double *fit, const real *x, int64_t h, int64_t
     return out;
 }
 
-/* FILE.ppm: the middle frame of the clean sample that the call's prediction means. */
+/* FILE.ppm: the middle frame of the clean sample that the call's prediction means, enlarged to the clip's size. Written
+ * anew at each call, whole or not at all, so that a viewer that looks again never finds half a picture. */
 static void preview_write(const job *j, const double *fit, const scheduler *s, tensor x, tensor pred, double t)
 {
     int64_t h = x.dim[1], w = x.dim[2], z = x.dim[3], count = h * w * z, first = x.dim[0] / 2 * count;
@@ -1380,7 +1389,8 @@ static void guide(tensor pred, tensor out, double cfg)
     }
 }
 
-/* Call i, guided: pred [F][h][w][Z], what the model says of the latents. */
+/* Call i, guided: pred [F][h][w][Z], what the model says of the latents. The preview is made here, because it needs
+ * the x that the model saw, beside its answer; the step writes over the latents. */
 static tensor predict(const run *r, const job *j, sampling *m, int64_t i)
 {
     shape size = tensor_shape(m->latents);
@@ -1401,7 +1411,9 @@ static tensor predict(const run *r, const job *j, sampling *m, int64_t i)
     return pred;
 }
 
-/* TeaCache's tensors of a restored state: the call that stored them, once more. The sum makes it compute and store. */
+/* TeaCache's tensors of a restored state: the call that stored them, once more, with what it was given then. An
+ * infinite sum is above every threshold, so that it computes and stores; its own change, which nobody asks for, is
+ * taken against ones, because nothing (0/0) would be no number. The state's counts stay: this call works on a copy. */
 static void rebuild_tea(const run *r, const job *j, const sampling *m)
 {
     if (m->tea_call < 0 || m->s.index == m->s.calls)
@@ -1459,8 +1471,9 @@ static void begin_sampling(const run *r, const job *j, sampling *m)
 }
 
 /* The loop: m->latents from noise to a clean sample, in place. Of a call that nothing asks for, because what comes
- * after it is given, only the noise is drawn. After it TeaCache's report: whether each call computed, and the
- * polynomial's value there [calls]. */
+ * after it is given, only the noise is drawn, so that later calls get the same noise as in a whole run. A step ends
+ * with its temporaries dropped, then the checkpoint, then the report: whoever reads of a step may kill the run and has
+ * it. After the loop TeaCache's report: whether each call computed, and the polynomial's value there [calls]. */
 static void denoise(const run *r, const job *j, sampling *m)
 {
     arena *a = r->arena;
@@ -1586,7 +1599,10 @@ static unsigned char *decode_frames(const run *r, const job *j, tensor latents, 
 /* ---------------------------------------------------------------- pipeline: the whole */
 
 /* The whole model: RuyiInpaintPipeline.__call__. Returns [T][H][W][3] bytes in the arena, and T; NULL while planning.
- * Guidance of 1 and less runs the positive row alone, in half the time. The negative row is the `n.default` control. */
+ * Guidance of 1 and less runs the positive row alone, in half the time. The negative row is the `n.default` control.
+ *
+ * Only the latents stand below the mark: conditions, and what the loop needs, give their memory back before decoding.
+ * The noise is a stage before it is scaled, as the public code's randn_tensor gives it (sched_new: why it is scaled). */
 static unsigned char *generate(const run *r, const job *j, int64_t *frames)
 {
     arena *a = r->arena;
