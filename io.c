@@ -1469,7 +1469,7 @@ uint64_t hash_bytes(uint64_t h, const void *data, size_t size)
 
 /* Elements of `bytes` bytes from host order to the file's or back, as a copy in which byte j has become byte n - 1 - j.
  * NULL on a little-endian host, whose memory is in order as it is. */
-unsigned char *file_order(const unsigned char *data, size_t count, size_t bytes)
+static unsigned char *file_order(const unsigned char *data, size_t count, size_t bytes)
 {
     const uint16_t probe = 1;
     bool little = *(const unsigned char *)&probe == 1;

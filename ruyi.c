@@ -587,52 +587,44 @@ static void pndm_transfer(const scheduler *s, tensor y, tensor x, double t, doub
 /* y += part v. */
 static void add_part(tensor y, tensor v, double part) { blend_to(y, y, v, 1, part); }
 
-/* One of the four calls of a Runge-Kutta step from b to the next lower c. Every call's transfer starts from the sample
- * at b (history[3]), to half way, half way, c; the fourth goes to c along v1/6 + v2/3 + v3/3 + v4/6, which history[4]
- * gathers. PNDMScheduler.step_prk. */
-static void pndm_warm_up(const scheduler *s, tensor x, tensor v)
-{
-    static const double share[4] = { 1.0 / 6, 1.0 / 3, 1.0 / 3, 1.0 / 6 };
-    int64_t j = s->index % 4, first = s->index - j;
-    tensor start = s->history[3], sum = s->history[4];
-    double half = (double)(stride(s) / 2), b = s->timesteps[first], c = s->timesteps[first + 3];
-    if (j == 0)
-        tensor_fill(sum, 0);
-    add_part(sum, v, share[j]);
-    pndm_transfer(s, x, start, b, j == 0 ? b - half : j == 1 ? c + half : c, j == 3 ? sum : v);
-}
-
-/* PNDM (PLMS): a Runge-Kutta warm-up, then linear multistep.
+/* PNDM: a Runge-Kutta warm-up, then linear multistep (PLMS).
  *
  * Formula   x' = R(x, t, t - n/N, (55 v - 59 v_1 + 37 v_2 - 9 v_3) / 24),    v_k the output k steps before
+ *           warm-up, from b to the next lower c in four calls, all from the sample at b: along each call's own output to
+ *           half way, half way, c; the last to c along v1/6 + v2/3 + v3/3 + v4/6
  * Method    Adams-Bashforth of order four needs three outputs before it. The first three steps make them, with the four
  *           calls of classical Runge-Kutta each; the first call's output is remembered. Hence N + 9 calls and N >= 4.
  *           Without the warm-up (skip_prk_steps) the order grows from one to four with the outputs there are, a row of
- *           adams[] a call; the second row makes the first step anew, from where it began (history[3]), along the mean
- *           of the first two outputs, of which the second is not remembered. Hence N + 1 calls.
+ *           adams[] a call; the second row makes the first step anew, from where it began, along the mean of the first
+ *           two outputs, of which the second is not remembered. Hence N + 1 calls.
  * State     history[0..2]: the outputs remembered, the newest first; [3]: the sample that a step of several calls began
  *           with, which every fourth call keeps, whether it is needed or not; [4]: a sum of outputs
- * Source    Liu et al., 2022, arXiv 2202.09778, algorithm 2; PNDMScheduler.step_plms
+ * Source    Liu et al., 2022, arXiv 2202.09778, algorithm 2; PNDMScheduler.step_prk, step_plms
  */
 static void step_pndm(scheduler *s, tensor x, tensor v)
 {
+    static const double kutta[] = { 1.0 / 6, 1.0 / 3, 1.0 / 3, 1.0 / 6 };
     static const double adams[][4] = { { 1 }, { 0.5, 0.5 }, { 1.5, -0.5 }, { 23.0 / 12, -16.0 / 12, 5.0 / 12 },
                                        { 55.0 / 24, -59.0 / 24, 37.0 / 24, -9.0 / 24 } };
-    bool skip = s->config.skip_prk_steps, again = skip && s->index == 1, warm_up = !skip && s->index < WARM_UP;
-    const double *share = adams[skip && s->index < 4 ? s->index : 4];
+    int64_t i = s->index, j = i % 4;
+    bool skip = s->config.skip_prk_steps, again = skip && i == 1, warm_up = !skip && i < WARM_UP;
     tensor *remembered = s->history, start = s->history[3], m = s->history[4];
-    double t = s->timesteps[s->index] + (again ? (double)stride(s) : 0);
-    if (s->index % 4 == 0)
+    if (j == 0)
         tensor_copy(start, x);
     if (warm_up) {
-        pndm_warm_up(s, x, v);
+        double half = (double)(stride(s) / 2), b = s->timesteps[i - j], c = s->timesteps[i - j + 3];
+        if (j == 0)
+            tensor_fill(m, 0);
+        add_part(m, v, kutta[j]);
+        pndm_transfer(s, x, start, b, j == 0 ? b - half : j == 1 ? c + half : c, j == 3 ? m : v);
     } else {
+        const double *share = adams[skip && i < 4 ? i : 4], t = s->timesteps[i] + (again ? (double)stride(s) : 0);
         scale_to(m, v, share[0]);
         for (int k = 1; k < 4 && share[k] != 0; k++)
             add_part(m, remembered[k - 1], share[k]);
         pndm_transfer(s, x, again ? start : x, t, t - (double)stride(s), m);
     }
-    for (int k = 2; k >= 0 && (warm_up ? s->index % 4 == 0 : !again); k--)
+    for (int k = 2; k >= 0 && (warm_up ? j == 0 : !again); k--)
         tensor_copy(remembered[k], k > 0 ? remembered[k - 1] : v);
 }
 
@@ -867,10 +859,9 @@ static void checkpoint_write(struct checkpoint *k, const st_entry *entries, int 
 bool slice_restored(const run *r, tensor out)
 {
     struct checkpoint *k = r->checkpoint;
-    if (!k || !out.data)
-        return false;
-    snprintf(k->slice, sizeof k->slice, "slice.%04lld", ll(k->slices++));
-    return restored(k, entry_of(k->slice, out));
+    if (k && out.data)
+        snprintf(k->slice, sizeof k->slice, "slice.%04lld", ll(k->slices++));
+    return k && restored(k, entry_of(k->slice, out));
 }
 
 /* After slice_restored, which gave it its name. */
@@ -887,12 +878,14 @@ void slice_save(const run *r, tensor out)
  * left of the run is judged by the operations counted in the plan, each at the rate that was measured before the run.
  */
 
+/* encode, clip, denoise or decode; when its first report came (seconds), and the share of it that was done then */
+typedef struct { const char *name; double start, part; } stage_begin;
+
 struct progress {
     bool quiet, terminal;                   /* terminal: may go back to the beginning of a line */
     double last_line, last_json;            /* seconds */
-    const char *stage;                      /* under way: encode, clip, denoise, decode */
+    stage_begin stage;                      /* under way */
     int64_t done, total;                    /* its pieces, at its last report */
-    double stage_start, stage_part;         /* when its first report came, and the share that was done then */
     FILE *json; const char *json_path;      /* NULL: none */
     const double *rate, *planned;           /* seconds an operation of a kind takes; the operations of the run */
     double start, begun;                    /* when the run began, and what had been done then, in planned seconds */
@@ -952,7 +945,7 @@ static void print_progress(const struct progress *p, report_line at)
     static const char full[] = "##############################", empty[] = "..............................";
     int width = (int)sizeof full - 1, bar = (int)(at.part * width + 0.5);
     bool ends = at.done == at.total;
-    fprintf(stderr, "%s%-8s", p->terminal ? "\r\033[K" : "", p->stage);
+    fprintf(stderr, "%s%-8s", p->terminal ? "\r\033[K" : "", p->stage.name);
     if (p->terminal)
         fprintf(stderr, "[%.*s%.*s] ", bar, full, width - bar, empty);
     fprintf(stderr, "%s%lld/%lld %3.0f %%  ", at.step > 0 ? "step " : "", ll(at.done), ll(at.total), 100 * at.part);
@@ -985,9 +978,9 @@ static void json_progress(struct progress *p, const char *stage, report_line at)
  */
 static report_line line_of(const struct progress *p, const double work[WORKS], double part, double time)
 {
-    double spent = time - p->stage_start, share = part - p->stage_part;
+    double spent = time - p->stage.start, share = part - p->stage.part;
     double all = work_seconds(p->rate, p->planned), is = work_seconds(p->rate, work);
-    bool steps = share > 0 && !strcmp(p->stage, "denoise");
+    bool steps = share > 0 && !strcmp(p->stage.name, "denoise");
     return (report_line){
         .done = p->done, .total = p->total, .part = part, .spent = spent,
         .left = share > 0 ? spent / share * (1 - part) : 0, .step = steps ? spent / (share * (double)p->total) : 0,
@@ -1011,12 +1004,9 @@ void progress(const run *r, const char *stage, int64_t done, int64_t total)
             r->checkpoint->file ? r->checkpoint->path : "nothing had been computed yet");
     double time = now(), part = (double)done / (double)total;
     bool block = !strcmp(stage, "block"), denoise = !strcmp(stage, "denoise");
-    bool begins = !block && (!p->stage || strcmp(p->stage, stage) != 0 || done < p->done);
-    if (begins) {
-        p->stage = stage;
-        p->stage_start = time;
-        p->stage_part = part;
-    }
+    bool begins = !block && (!p->stage.name || strcmp(p->stage.name, stage) != 0 || done < p->done);
+    if (begins)
+        p->stage = (stage_begin){ stage, time, part };
     if (block) {
         part = ((double)p->done + part) / (double)p->total;
     } else {
@@ -1033,7 +1023,7 @@ void progress(const run *r, const char *stage, int64_t done, int64_t total)
     }
     if (p->json && (!block || time - p->last_json > 10)) {
         p->last_json = time;
-        json_progress(p, p->stage, at);
+        json_progress(p, p->stage.name, at);
     }
 }
 
@@ -1093,9 +1083,8 @@ typedef struct {
 static int64_t latent_length(const job *j)
 {
     const vae_config *c = vae_settings(j->vae);
-    if (j->starts)
-        return vae_latent_frames(c, j->frames);
-    return j->frames == 1 ? 1 : j->frames / c->mini_batch_encoder * c->mini_batch_decoder;
+    int64_t slices = j->frames / c->mini_batch_encoder;
+    return j->starts ? vae_latent_frames(c, j->frames) : j->frames == 1 ? 1 : slices * c->mini_batch_decoder;
 }
 
 /* The picture given for frame t, or NULL where the model makes the frame. End pictures are written last in the public
@@ -1177,8 +1166,7 @@ static tensor inpaint_latents(const run *r, const job *j, shape latents)
     arena *a = r->arena;
     int64_t z = latents.dim[3];
     tensor out = tensor_new(a, SHAPE(latents.dim[0], latents.dim[1], latents.dim[2], 2 * z));
-    if (j->starts == 0)
-        tensor_fill(out, 0);
+    tensor_fill(out, 0);
     if (j->starts == 0 || restored(r->checkpoint, entry_of("inpaint", out)))
         return out;
     size_t mark = arena_mark(a);
@@ -1602,7 +1590,7 @@ static unsigned char *decode_frames(const run *r, const job *j, tensor latents, 
  * Guidance of 1 and less runs the positive row alone, in half the time. The negative row is the `n.default` control.
  *
  * Only the latents stand below the mark: conditions, and what the loop needs, give their memory back before decoding.
- * The noise is a stage before it is scaled, as the public code's randn_tensor gives it (sched_new: why it is scaled). */
+ * The noise is a stage before it is scaled, as the public code's randn_tensor gives it; sched_new says why it is. */
 static unsigned char *generate(const run *r, const job *j, int64_t *frames)
 {
     arena *a = r->arena;

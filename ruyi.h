@@ -183,7 +183,6 @@ const st_tensor *safetensors_find(const safetensors *file, const char *name);   
 typedef struct { const char *name; dtype type; shape shape; const void *data; } st_entry;
 void safetensors_write(const char *path, const st_entry *entries, int count);   /* data NULL: see safetensors_intact */
 bool safetensors_intact(const safetensors *file);    /* its last tensor is the sum of what is before it */
-unsigned char *file_order(const unsigned char *data, size_t count, size_t bytes);   /* and back; NULL: as it is */
 uint64_t hash_bytes(uint64_t h, const void *data, size_t size);     /* goes on from h; against accidents, not forgery */
 
 /* The weights of one component: FOLDER/STEM.safetensors, or the shards of FOLDER/STEM.safetensors.index.json. */
