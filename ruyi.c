@@ -342,12 +342,11 @@ static double call_time(const scheduler *s, int64_t i)
 static float sigma_at(const scheduler *s, double time)
 {
     const float *a = s->alphas_cumprod;
-    int64_t last = s->config.num_train_timesteps - 1;
-    double t = fmin(fmax(time, 0), (double)last);
-    int64_t low = (int64_t)t < last ? (int64_t)t : last - 1;
-    float lower = sqrtf((1.0f - a[low]) / a[low]), upper = sqrtf((1.0f - a[low + 1]) / a[low + 1]);
+    double last = (double)(s->config.num_train_timesteps - 1), t = fmin(fmax(time, 0), last);
+    int64_t low = (int64_t)t, high = t < last ? low + 1 : low;
+    float lower = sqrtf((1.0f - a[low]) / a[low]), upper = sqrtf((1.0f - a[high]) / a[high]);
     double slope = (double)upper - (double)lower;
-    return t == (double)(low + 1) ? upper : (float)(slope * (t - (double)low) + (double)lower);
+    return (float)(slope * (t - (double)low) + (double)lower);
 }
 
 /* A scheduler for that many steps. What its rule remembers of earlier calls (history, of the latents' shape) comes from
@@ -1372,8 +1371,9 @@ static void guide(tensor pred, tensor out, double cfg)
 {
     int64_t z = pred.dim[3], width = out.dim[4], row = tensor_count(out) / out.dim[0];
     for (int64_t i = 0; pred.data && i < tensor_count(pred); i++) {
-        const real *first = &out.data[i / z * width + i % z];
-        pred.data[i] = out.dim[0] == 1 ? *first : *first + (real)cfg * (first[row] - *first);
+        int64_t at = i / z * width + i % z;
+        real first = out.data[at];
+        pred.data[i] = out.dim[0] == 1 ? first : first + (real)cfg * (out.data[row + at] - first);
     }
 }
 
