@@ -589,8 +589,8 @@ static void add_part(tensor y, tensor v, double part) { blend_to(y, y, v, 1, par
 /* PNDM: a Runge-Kutta warm-up, then linear multistep (PLMS).
  *
  * Formula   x' = R(x, t, t - n/N, (55 v - 59 v_1 + 37 v_2 - 9 v_3) / 24),    v_k the output k steps before
- *           warm-up, from b to the next lower c in four calls, all from the sample at b: along each call's own output to
- *           half way, half way, c; the last to c along v1/6 + v2/3 + v3/3 + v4/6
+ *           warm-up, from b to the next lower c in four calls, all from the sample at b: along each call's own output
+ *           to half way, half way, c; the last to c along v1/6 + v2/3 + v3/3 + v4/6
  * Method    Adams-Bashforth of order four needs three outputs before it. The first three steps make them, with the four
  *           calls of classical Runge-Kutta each; the first call's output is remembered. Hence N + 9 calls and N >= 4.
  *           Without the warm-up (skip_prk_steps) the order grows from one to four with the outputs there are, a row of
@@ -684,7 +684,10 @@ static void refuse_unsupported(config f, sched_type type)
 
 /* Reads a model's scheduler/ as diffusers' class of that type would (from_pretrained): fields that a class does not
  * have are ignored, and what a file leaves out has that class's default. So the same file gives DDIM the spacing
- * `leading` and Euler `linspace` where it names none. */
+ * `leading` and Euler `linspace` where it names none. Not every class has every field: clip_sample is DDIM's (and on
+ * where the file does not say), skip_prk_steps PNDM's, thresholding DDIM's and DPM++'s, rescale_betas_zero_snr all but
+ * PNDM's. Dies where a value makes no schedule (betas are variances, in 0..1), and of Euler A and PNDM where the model
+ * predicts x0: their public classes do not have that formula. */
 sched_config sched_read(const char *folder, sched_type type)
 {
     config f = config_open(folder, "scheduler_config.json");
@@ -1262,8 +1265,9 @@ static tensor coloured_squares(arena *a, const vae_config *c)
 }
 
 /* Solves n equations of n unknowns with three right sides, a [n][3 + n], these first, by elimination; the solutions
- * [n][3] take the place of its first numbers. The matrix of least squares is symmetric and positive, and needs no
- * pivoting. */
+ * [n][3] take the place of its first numbers. Gauss and Jordan's: of every other row so much of row i is taken that
+ * column i is left in row i alone; at the end each unknown has a row. The matrix of least squares is symmetric and
+ * positive, and needs no pivoting. */
 static void solve(double *a, int64_t n)
 {
     int64_t width = 3 + n;
@@ -1307,7 +1311,8 @@ static double *preview_fit(const run *r, const job *j)
     return sums;
 }
 
-/* The clean frame [h][w][Z] that the model's output v means in x [h][w][Z] at timestep t, to be freed. */
+/* The clean frame [h][w][Z] that the model's output v means in x [h][w][Z] at timestep t, to be freed. x is what the
+ * model sees (sched_input), so alpha_at serves Euler, too; its times between two entries take the lower one's. */
 static real *clean_frame(const scheduler *s, const real *x, const real *v, int64_t count, double t)
 {
     double at = alpha_at(s, t);
@@ -1353,7 +1358,8 @@ static void preview_write(const job *j, const double *fit, const scheduler *s, t
  * the large shapes, late ones the details.
  */
 
-/* The model at call i of x [F][h][w][Z] -> out [B][F][h][w][out_channels]. */
+/* The model at call i of x [F][h][w][Z] -> out [B][F][h][w][out_channels]. It is told the training time, which need not
+ * be whole, and not how many steps there are. */
 static tensor call_model(const run *r, const job *j, const sampling *m, tensor x, int64_t i, tea_cache *tea)
 {
     bool see_image = sees_image(j, i, m->s.calls);
