@@ -1432,6 +1432,7 @@ tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor la
     };
     if (given(r, out, ROWS_CHANNELS_FIRST, "step.%03d.out", (int)call))
         return out;
+    show(r, latents.data, REAL_TYPE, tensor_shape(latents), "input");
     tensor temb = given_or(r, time_embedding(r, d, k, t), call, "temb");    /* [B][D] */
     c.text = given_or(r, k->text, call, "text");
     c.image = given_or(r, see_image ? k->image : k->padding, call, "image");

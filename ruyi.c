@@ -3016,63 +3016,51 @@ static void command_measure(job *j)
 /* ---------------------------------------------------------------- commands: tour
  *
  * A generation that explains itself: one page of HTML with the run's own pictures and numbers. The flow is generate's;
- * a hook looks at every stage when it is done and keeps kilobytes of it:
+ * a hook looks at every stage when it is done, and draws at once, so that nothing large is kept:
  *
- *     stage --tour_look--> its time and operations to a part of the page;  watched[] --> keep_...: copies in the tour
- *     tour --put_section--> sections[]: words with `numbers` and `#pictures` --> NAME.html
+ *     stage --tour_look--> its time and operations to a section;  watched[] --> draw_...: HTML to a figure
+ *     sections[] --put_section--> words with their `names`, figures, formula, shapes, source, cost --> NAME.html
  *
- * Two calls are looked at closely: the one in the middle of the run, for one patch's attention and the stream's size,
- * and the one where the guidance rows differ most. Measured times stand in <time> elements; nothing else on the page
- * depends on the machine.
+ * Not everything is drawn: of the clip the middle latent frame, of a frame the patch in its middle, and one call, in
+ * the middle of the run, is looked at closely. Measured times stand in <time> elements; nothing else on the page
+ * depends on the machine, and nothing in the run on the page: its frames and stages are generate's, byte for byte.
  */
 
-enum { SHOWN = 8, CLIP_PIXELS = 1 << 21, SIZES = 5 };    /* steps drawn; of all frames; attn1 attn2 attn_clip ff stream */
-enum { K_TOKENS, K_MASK, K_PICTURE, K_ROTARY, K_WAVES, K_SAMPLE, K_QUERY, KEPT };
-
-/* What time and operations are told apart by, in the order of the page. */
-enum {
-    AT_PICTURE, AT_CLIP, AT_ENCODE, AT_STEP, AT_EMBED, AT_ATTN1, AT_OUT, AT_ATTN2, AT_ATTN_CLIP, AT_FF, AT_SKIP,
-    AT_DECODE, AT_SMOOTH, PARTS
-};
+/* The page's sections, to which costs go, and at last the page's own cost, which it does not show; its figures. */
+enum { S_PICTURE, S_CLIP, S_LATENTS, S_STEPS, S_POSITIONS, S_ATTENTION, S_GUIDANCE, S_BLOCKS, S_DECODING, S_FRAMES,
+       SECTIONS, S_PAGE = SECTIONS };
+enum { F_GIVEN, F_MASK, F_CLIP, F_PICTURE, F_MASK_LATENTS, F_STEPS, F_CALLS, F_WAVES, F_ROTARY, F_TIMES, F_PATCH,
+       F_ATTENTION, F_ROWS, F_BLOCKS, F_SLICES, F_FRAMES, FIGURES };
+enum { SHOWN = 8, CLIP_PIXELS = 1 << 21 };  /* steps that are drawn, about; pixels of all frames on the page, at most */
 
 typedef struct {
-    const job *j;
-    int from[2];                            /* width and height of the first picture before it was resized */
-    int frames, h, w, z, gh, gw, d, layers, rows, calls, length;    /* F h w Z; patches of a frame; D, blocks, B; T */
-    int qy, qx;                             /* the patch that is followed, in latent frame F/2 */
-    double *fit;                            /* preview_fit */
-    scheduler s;                            /* the tables of the run's */
-    int call, block, close, strong;         /* under way; the calls that are looked at closely, -1: not come yet */
-    double seconds[PARTS], work[PARTS], time, done;     /* of the parts; clock and operations at the last stage */
-    void *kept[KEPT];       /* CLIP's [patches][width]; latents [h][w][Z] of the first frame of mask and masked video;
-                             * [gh][gw][head] in double; [calls][nwaves]; [h][w][Z] of the middle frame; [D] */
-    int patches, width, nwaves, waved;      /* waved: calls so far */
-    struct { image given, clean; double size; } shown[SHOWN];
-    real *time_table, *seen;                /* [F][D]; [layers][N] the patch's attention, mean over heads */
-    double (*apart)[2];                     /* [calls] rms of cfg times the rows' difference, and of the positive row */
-    real *differs; image said[3];           /* [F][h][w] that difference; clean frame of negative, positive, guided */
-    double (*sizes)[SIZES];                 /* [layers] rms of what a block adds, and of the stream behind it */
-    int slices, made, *sees, *begins;       /* [slices] latent frames seen, first frame made; made: frames so far */
-    double (*jumps)[2];                     /* [T] mean distance from the frame before in levels, smoothed and not */
-    image *clip, middle; int part;          /* frames, 1/part their size; the middle one of the patch's latent frame */
-    looks mean;
+    const job *j;               /* what is run */
+    int64_t frames, h, w, z;    /* F h w Z */
+    int64_t gh, gw;             /* patches of a latent frame: [gh][gw] */
+    int64_t d, layers, rows;    /* D, blocks, B */
+    int64_t length;             /* T */
+    double *fit;                /* [Z + 1][3] colours of latents: preview_fit's */
+    scheduler s;                /* the tables of the run's */
+    int call, block;            /* under way */
+    int close;                  /* the call that is looked at closely; -1: not come yet */
+    double seconds[S_PAGE + 1], work[S_PAGE + 1];       /* of each section */
+    double time, done;          /* clock and operations at the last lap */
+    string drawn[FIGURES];      /* HTML; empty where the run has no such stage */
+    const real *input;          /* [h][w][Z] the middle frame of what the call is given: in the run's own memory */
+    const real *query;          /* [D] the patch's, of the block under way: there, too */
+    real *times;                /* [F][D] what the first block adds to the tokens of a frame; before it the tokens */
+    real *waves;                /* [calls][numbers] the timesteps of the calls so far, `waved` of them */
+    int64_t numbers, waved;
+    double adds, most;          /* rms of what guidance adds: at this call; at the one that is drawn */
+    int64_t slices, made;       /* the decoder's, and their frames, so far */
+    looks mean;                 /* what measure says of the clip */
 } tour;
 
-/* ---------------------------------------------------------------- commands: tour: what is kept
+/* ---------------------------------------------------------------- commands: tour: figures
  *
- * A keeper gets a stage as it lies in memory, channels last, and `which` of its kind it is. Of guidance rows the last
- * is the positive one.
+ * A drawer gets a stage as it lies in memory, channels last, and appends to its figure. Of guidance rows the last is
+ * the positive one. Two tools draw everything: a map shows numbers as colours, a figure a picture with its words.
  */
-
-static int64_t entry_count(st_entry e) { return (int64_t)shape_count(e.shape); }
-
-/* Numbers first .. first + count - 1 of a stage, to be freed. */
-static void *copy_of(st_entry e, int64_t first, int64_t count)
-{
-    size_t bytes = (size_t)dtype_bits[e.type] / 8;
-    void *copy = allocate((size_t)count, bytes);
-    return memcpy(copy, (const char *)e.data + (size_t)first * bytes, (size_t)count * bytes);
-}
 
 /* Root of the mean square: the usual size of a number. */
 static double rms(const real *x, int64_t count)
@@ -3083,1046 +3071,659 @@ static double rms(const real *x, int64_t count)
     return sqrt(sum / (double)count);
 }
 
-static void keep_whole(tour *t, st_entry e, int which) { t->kept[which] = copy_of(e, 0, entry_count(e)); }
-static void keep_first(tour *t, st_entry e, int which) { t->kept[which] = copy_of(e, 0, entry_count(e) / t->frames); }
-
-static void keep_tokens(tour *t, st_entry e, int which)
+/* The largest magnitude of every step-th number, which a map takes as its scale. */
+static double extent(const real *x, int64_t step, int64_t count)
 {
-    t->patches = (int)e.shape.dim[0];
-    t->width = (int)e.shape.dim[1];
-    keep_whole(t, e, which);
+    double most = 0;
+    for (int64_t i = 0; i < count; i++)
+        most = fmax(most, fabs((double)x[i * step]));
+    return most;
 }
 
-/* The middle frame before the next call; which 1: of the first noise, which is not scaled yet. */
-static void keep_sample(tour *t, st_entry e, int which)
+/* Every step-th number of x as a pixel: from blue (-most) over white (0) to red (most), straight lines between five
+ * colours. A step of Z takes one channel of a frame [h][w][Z]. Zeros alone, most 0, are white. */
+static image map_of(const real *x, int64_t step, int64_t w, int64_t h, double most)
 {
-    int64_t count = entry_count(e) / t->frames;
-    real *x = copy_of(e, t->frames / 2 * count, count);
-    for (int64_t i = 0; i < count && which; i++)
-        x[i] *= (real)t->s.init_noise_sigma;
-    free(t->kept[K_SAMPLE]);
-    t->kept[K_SAMPLE] = x;
+    static const unsigned char palette[] = { 30, 75, 165, 122, 168, 217, 246, 246, 244, 236, 152, 122, 172, 28, 42 };
+    image out = { w, h, allocate((size_t)(w * h), 3) };
+    for (int64_t i = 0; i < w * h; i++) {
+        double at = 2 + 2 * (most > 0 ? fmin(fmax((double)x[i * step] / most, -1), 1) : 0);     /* 0..4 */
+        int low = at < 3 ? (int)at : 3;     /* the colour below */
+        const unsigned char *p = palette + 3 * low;
+        for (int c = 0; c < 3; c++)
+            out.rgb[3 * i + c] = (unsigned char)(p[c] + (at - low) * (p[c + 3] - p[c]) + 0.5);
+    }
+    return out;
 }
 
-/* The middle frame as this call of the model gets it, or, where v [h][w][Z] is given, as that output says it is; in
- * colours, and its rms. */
-static image frame_picture(tour *t, const real *v, double *size)
+/* A picture and its words, both of which are given back here. The words stand below it, and in its place for who does
+ * not see it (alt). Where there is a tour, its patch is marked: in parts of the picture's sides, which a browser shows
+ * at any size. */
+static void put_figure(string *p, image picture, const tour *marked, char *words)
 {
-    int64_t count = (int64_t)t->h * t->w * t->z;
-    real *x = copy_of((st_entry){ .type = REAL_TYPE, .data = t->kept[K_SAMPLE] }, 0, count), *frame = x;
-    tensor view = { x, 1, { count } };
-    t->s.index = t->call;
-    sched_input(&t->s, view, view);
-    if (v)
-        frame = clean_frame(&t->s, x, v, count, t->s.timesteps[t->call]);
-    image picture = latent_colours(t->fit, frame, t->h, t->w, t->z);
-    *size = rms(frame, count);
-    if (v)
-        free(frame);
-    free(x);
-    return picture;
+    print_to(p, "<figure><span class=\"pin\"><img src=\"");
+    print_picture(p, picture);
+    print_to(p, "\" width=\"%d\" height=\"%d\" alt=\"%s\">", (int)picture.w, (int)picture.h, words);
+    if (marked) {
+        double w = 100.0 / (double)marked->gw, h = 100.0 / (double)marked->gh;
+        print_to(p, "<b style=\"left:%.3f%%;top:%.3f%%;width:%.3f%%;height:%.3f%%\"></b>",
+                 (double)(marked->gw / 2) * w, (double)(marked->gh / 2) * h, w, h);
+    }
+    print_to(p, "</span><figcaption>%s</figcaption></figure>\n", words);
+    free(words);
+    free(picture.rgb);
 }
 
-/* The call that is drawn as number k. */
-static int shown_call(const tour *t, int k) { return t->calls <= SHOWN ? k : k * (t->calls - 1) / (SHOWN - 1); }
+/* The mask U8 [1][T][H][W] as a box a frame, full where it is given, and the pictures that are given: copies, because
+ * the run needs its own to the end. */
+static void draw_given(tour *t, string *p, st_entry e)
+{
+    const unsigned char *mask = e.data;
+    for (int64_t i = 0; i < e.shape.dim[1]; i++) {
+        const image *given = picture_at(t->j, i);
+        print_to(p, mask[i * t->j->height * t->j->width] ? "&#9633;" : "&#9632;");
+        if (given)
+            put_figure(&t->drawn[F_GIVEN], image_resize(*given, given->w, given->h), i ? NULL : t,
+                       text_of("frame %lld, given", ll(i)));
+    }
+}
 
-static void keep_prediction(tour *t, st_entry e, int which)
+/* CLIP's picture, and its tokens [patches][width]: the numbers as they are, since nobody knows what each of them means.
+ * Rows that look alike are patches that CLIP takes for alike. */
+static void draw_clip(tour *t, string *p, st_entry e)
+{
+    image seen = t->j->seen;
+    int64_t patches = e.shape.dim[0], width = e.shape.dim[1];
+    put_figure(p, image_resize(seen, seen.w, seen.h), NULL, text_of("the crop"));
+    put_figure(p, map_of(e.data, 1, width, patches, extent(e.data, 1, patches * width)), NULL,
+               text_of("a row a token"));
+}
+
+/* Latents [F][h][w][Z]: the channels of the first frame, each on its own scale, because some are ten times larger. The
+ * frame is the first in memory, and its channels are apart by steps of Z. */
+static void draw_channels(tour *t, string *p, st_entry e)
 {
     const real *x = e.data;
-    double size;
-    (void)which;
-    for (int k = 0; k < SHOWN && k < t->calls; k++)
-        if (shown_call(t, k) == t->call) {
-            t->shown[k].given = frame_picture(t, NULL, &size);
-            t->shown[k].clean = frame_picture(t, x + t->frames / 2 * (entry_count(e) / t->frames), &t->shown[k].size);
-        }
+    for (int64_t i = 0; i < t->z; i++) {
+        double most = extent(x + i, t->z, t->h * t->w);
+        put_figure(p, map_of(x + i, t->z, t->w, t->h, most), NULL, text_of("%lld: &plusmn;%.2f", ll(i), most));
+    }
 }
 
-static void keep_waves(tour *t, st_entry e, int which)
+/* Called twice a call, both times with [F][h][w][Z]: with the model's input x, and with its answer v. Of that a row of
+ * the table, and, at some calls, the middle frame as it was given and the clean one that the answer means.
+ *
+ * Formula   x0 of x and v, by the prediction type (schedulers, above); every scheduler's input is scaled so that
+ *           x = alpha x0 + beta noise with alpha^2 + beta^2 = 1, whatever it works with itself
+ * Method    colours are a linear fit, as a preview's: no decoding, which would take time and memory of the run
+ */
+static void draw_step(tour *t, string *p, st_entry e)
 {
-    t->nwaves = (int)entry_count(e);
-    if (!t->kept[which])
-        t->kept[which] = allocate((size_t)t->calls * (size_t)t->nwaves, sizeof(real));
-    memcpy((real *)t->kept[which] + (int64_t)t->waved++ * t->nwaves, e.data, (size_t)t->nwaves * sizeof(real));
+    int64_t count = t->h * t->w * t->z, every = (t->s.calls + SHOWN - 1) / SHOWN;
+    const real *middle = (const real *)e.data + t->frames / 2 * count;
+    if (!strcmp(e.name, "input")) {
+        t->input = middle;
+        return;
+    }
+    double time = t->s.timesteps[t->call], at = alpha_at(&t->s, time);      /* at: alpha^2 */
+    real *frame = clean_frame(&t->s, t->input, middle, count, time);    /* [h][w][Z] */
+    print_to(&t->drawn[F_CALLS], "%4d %9.5g %8.4f %8.4f %8.3f %8.3f\n", t->call, time, sqrt(at), sqrt(1 - at),
+             rms(frame, count), t->adds);
+    if (t->call % every == 0 || t->call + 1 == t->s.calls) {
+        print_to(p, "<div>");
+        put_figure(p, latent_colours(t->fit, t->input, t->h, t->w, t->z), NULL, text_of("call %d: given", t->call));
+        put_figure(p, latent_colours(t->fit, frame, t->h, t->w, t->z), NULL, text_of("predicted"));
+        print_to(p, "</div>\n");
+    }
+    free(frame);
 }
 
-/* The first block adds the time table to the patch tokens [B][N][D]: which 0: before, 1: after. The first token of
- * every frame shows it. */
-static void keep_time(tour *t, st_entry e, int which)
+/* A call's timestep t as waves [1][numbers]: cos(t f), then sin(t f), f from 1 down to 1/10000. Calls that are near in
+ * time differ in the first of each half, early ones from late ones in the last. The last call draws all. */
+static void draw_waves(tour *t, string *p, st_entry e)
+{
+    t->numbers = e.shape.dim[1];
+    if (!t->waves)
+        t->waves = allocate((size_t)(t->s.calls * t->numbers), sizeof *t->waves);
+    memcpy(t->waves + t->waved * t->numbers, e.data, (size_t)t->numbers * sizeof *t->waves);
+    if (++t->waved == t->s.calls)
+        put_figure(p, map_of(t->waves, 1, t->numbers, t->waved, 1), NULL, text_of("a row a call, the first on top"));
+}
+
+/* The table F64 [gh][gw][head / 2][cos, sin]: cosines of some pairs, the first half of which turn with x and the others
+ * with y; and what turning alone makes of q k for the patch.
+ *
+ * Formula   were all queries and keys the same, q k of places with angles a and b would be the mean over pairs of
+ *           cos a cos b + sin a sin b = cos(a - b)
+ *           which knows the distance of the two and not where they are: the point of this encoding
+ * Source    Su et al., 2021, arXiv 2104.09864
+ */
+static void draw_rotary(tour *t, string *p, st_entry e)
+{
+    int64_t places = t->gh * t->gw, head = e.shape.dim[2], pairs = head / 4;    /* pairs: of one axis */
+    const double *table = e.data, *here = table + (t->gh / 2 * t->gw + t->gw / 2) * head;
+    real *turns = allocate((size_t)(places * head), sizeof *turns), *near = allocate((size_t)places, sizeof *near);
+    for (int64_t i = 0; i < places * head; i++) {
+        turns[i] = (real)table[i];
+        near[i / head] += (real)(2 * table[i] * here[i % head] / (double)head);     /* the mean over pairs */
+    }
+    for (int64_t k = 0; k < 2 * pairs; k += (pairs + 2) / 3)        /* three of each axis, fast and slow */
+        put_figure(p, map_of(turns + 2 * k, head, t->gw, t->gh, 1), NULL,
+                   text_of("%c, pair %lld", "xy"[k / pairs], ll(k % pairs)));
+    put_figure(p, map_of(near, 1, t->gw, t->gh, 1), t, text_of("near the patch"));
+    free(turns);
+    free(near);
+}
+
+/* What time adds. Called with the patch tokens [B][N][D] before the first block adds the table to them, then after it:
+ * the difference is the table. All tokens of a frame get the same row, so that the frame's first one shows it. One
+ * latent frame alone gets none: then there is no second call. */
+static void draw_times(tour *t, string *p, st_entry e)
 {
     const real *x = e.data;
-    int64_t area = (int64_t)t->gh * t->gw, d = t->d;
-    if (!which)
-        t->time_table = allocate((size_t)(t->frames * d), sizeof *t->time_table);
+    int64_t area = t->gh * t->gw, d = t->d;
+    bool before = !t->times;
+    if (before)
+        t->times = allocate((size_t)(t->frames * d), sizeof *t->times);
     for (int64_t i = 0; i < t->frames * d; i++)
-        t->time_table[i] = x[i / d * area * d + i % d] - t->time_table[i];
+        t->times[i] = x[i / d * area * d + i % d] - t->times[i];    /* at first less nothing */
+    if (!before)
+        put_figure(p, map_of(t->times, 1, d, t->frames, 1), NULL, text_of("a row a latent frame"));
 }
 
-static void keep_query(tour *t, st_entry e, int which)
+/* What the patch sees of n tokens with keys k [n][D]: [n], to be freed.
+ *
+ * Formula   mean over heads of softmax(q k / sqrt(head)); the shares of all tokens add up to 1
+ * Method    the kernel (attention, tensor.c) never has such a row as a whole in memory, so that this one is computed
+ *           once more. Queries and keys are normed and their products small: the largest is not taken off before exp,
+ *           as the kernel does; the bounds only keep a strange model from an infinity.
+ */
+static real *shares_of(const tour *t, const real *k, int64_t n)
 {
-    int64_t token = ((int64_t)(t->frames / 2) * t->gh + t->qy) * t->gw + t->qx, n = e.shape.dim[1];
-    free(t->kept[which]);
-    t->kept[which] = copy_of(e, ((t->rows - 1) * n + token) * t->d, t->d);
-}
-
-/* k [B][N][D] -> the block's row of `seen`: the mean over heads of softmax(q k / sqrt(head)). */
-static void keep_attention(tour *t, st_entry e, int which)
-{
-    int64_t n = e.shape.dim[1], d = t->d, heads = dit_settings(t->j->dit)->num_attention_heads, head = d / heads;
-    const real *k = (const real *)e.data + (t->rows - 1) * n * d, *q = t->kept[which];
-    real *out = t->seen + t->block * n;
+    int64_t d = t->d, head = dit_settings(t->j->dit)->attention_head_dim;
+    real *out = allocate((size_t)n, sizeof *out);
     double *score = allocate((size_t)n, sizeof *score);
     for (int64_t from = 0; from < d; from += head) {
-        double highest = -INFINITY, sum = 0;
+        double sum = 0;
         for (int64_t i = 0; i < n; i++) {
-            score[i] = 0;
+            double product = 0;
             for (int64_t c = from; c < from + head; c++)
-                score[i] += (double)q[c] * (double)k[i * d + c];
-            score[i] /= sqrt((double)head);
-            highest = fmax(highest, score[i]);
+                product += (double)t->query[c] * (double)k[i * d + c];
+            sum += score[i] = exp_own(fmin(fmax(product / sqrt((double)head), -600), 600));
         }
         for (int64_t i = 0; i < n; i++)
-            sum += score[i] = exp_own(fmax(score[i] - highest, -700));
-        for (int64_t i = 0; i < n; i++)
-            out[i] += (real)(score[i] / sum / (double)heads);
+            out[i] += (real)(score[i] / sum * (double)head / (double)d);    /* the mean over D / head heads */
     }
     free(score);
+    return out;
 }
 
-static void keep_size(tour *t, st_entry e, int which)
+/* Called twice a block, both times with [B][N][D]: with attn1.q, of which the patch's row is remembered, then with
+ * attn1.k: a map for each latent frame. Colours go by the root of a share, since most shares are small. */
+static void draw_attention(tour *t, string *p, st_entry e)
 {
-    int64_t count = entry_count(e) / t->rows;
-    t->sizes[t->block][which] = rms((const real *)e.data + (t->rows - 1) * count, count);
-}
-
-/* out [B][F][h][w][width], of which the first Z channels count. Of the call where the rows differ most: where they do,
- * and the middle frame that each means. */
-static void keep_rows(tour *t, st_entry e, int which)
-{
-    int64_t width = e.shape.dim[4], z = t->z, area = (int64_t)t->h * t->w, places = t->frames * area;
-    const real *neg = e.data, *pos = neg + (t->rows - 1) * places * width;
-    real *rows[2] = { allocate((size_t)(places * z), sizeof(real)), allocate((size_t)(places * z), sizeof(real)) };
-    double size;
-    (void)which;
-    for (int64_t i = 0; i < places * z; i++) {
-        rows[0][i] = pos[i / z * width + i % z];
-        rows[1][i] = rows[0][i] - neg[i / z * width + i % z];
+    int64_t area = t->gh * t->gw, n = e.shape.dim[1], patch = t->frames / 2 * area + t->gh / 2 * t->gw + t->gw / 2;
+    const real *row = (const real *)e.data + (t->rows - 1) * n * t->d;
+    if (!strcmp(e.name, "attn1.q")) {
+        t->query = row + patch * t->d;      /* the memory is attend's until its attn1.k was shown */
+        return;
     }
-    t->apart[t->call][0] = t->j->cfg * rms(rows[1], places * z);
-    t->apart[t->call][1] = rms(rows[0], places * z);
-    if (t->strong < 0 || t->apart[t->call][0] > t->apart[t->strong][0]) {
-        t->strong = t->call;
-        for (int64_t i = 0; i < places; i++)
-            t->differs[i] = (real)rms(rows[1] + i * z, z);
-        for (int k = 0; k < 3; k++) {       /* what is to be added to the positive row's frame */
-            double part = k == 0 ? -1 : k == 1 ? 0 : t->j->cfg - 1;
-            real *frame = copy_of((st_entry){ .type = REAL_TYPE, .data = rows[0] }, t->frames / 2 * area * z, area * z);
-            for (int64_t i = 0; i < area * z; i++)
-                frame[i] += (real)part * rows[1][t->frames / 2 * area * z + i];
-            free(t->said[k].rgb);
-            t->said[k] = frame_picture(t, frame, &size);
+    real *seen = shares_of(t, row, n);
+    double most = extent(seen, 1, n);
+    print_to(p, "<div><h3>Block %d <small>most: %.3g %%</small></h3>\n<div class=\"grid row\">\n", t->block,
+             100 * most);
+    for (int64_t f = 0; f < t->frames; f++) {
+        double share = 0;
+        for (int64_t i = f * area; i < (f + 1) * area; i++) {
+            share += (double)seen[i];
+            seen[i] = (real)sqrt((double)seen[i] / most);
+        }
+        put_figure(p, map_of(seen + f * area, 1, t->gw, t->gh, 1), f == t->frames / 2 ? t : NULL,
+                   text_of("%.1f %%", 100 * share));
+    }
+    print_to(p, "</div></div>\n");
+    free(seen);
+}
+
+/* The rows out [B][F][h][w][width] of the call where guidance adds most, so far: the middle frame as the negative and
+ * the positive row mean it and as guidance makes it, and what it adds to the negative one.
+ *
+ * Formula   guided by g = neg + g (pos - neg): by 0 the negative row, by 1 the positive
+ * Method    guide gives each as [F][h][w][Z]; row 3 becomes the guided one less the negative one, cfg (pos - neg). Its
+ *           rms over all frames says which call is drawn: a later and stronger one takes the place of this.
+ */
+static void draw_rows(tour *t, string *p, st_entry e)
+{
+    static const char *const names[3] = { "negative", "positive", "guided" };
+    const double by[4] = { 0, 1, t->j->cfg, t->j->cfg };
+    int64_t area = t->h * t->w, z = t->z, count = t->frames * area * z, middle = t->frames / 2 * area * z;
+    tensor out = { (real *)e.data, 5, { t->rows, t->frames, t->h, t->w, e.shape.dim[4] } }, row[4];
+    real *all = allocate((size_t)(4 * count), sizeof *all), *added = all + 3 * count + middle;
+    for (int k = 0; k < 4; k++) {
+        row[k] = (tensor){ all + k * count, 4, { t->frames, t->h, t->w, z } };
+        guide(row[k], out, by[k]);
+    }
+    blend_to(row[3], row[3], row[0], 1, -1);    /* [F][h][w][Z] cfg (pos - neg) */
+    t->adds = rms(row[3].data, count);
+    if (t->adds > t->most) {    /* never where guidance is off: the rows are one */
+        t->most = t->adds;
+        p->length = 0;          /* forgets what was drawn */
+        for (int k = 0; k < 3; k++) {
+            real *frame = clean_frame(&t->s, t->input, row[k].data + middle, area * z, t->s.timesteps[t->call]);
+            image seen = latent_colours(t->fit, frame, t->h, t->w, z);
+            put_figure(p, seen, NULL, text_of("%s: by %.3g, call %d", names[k], by[k], t->call));
             free(frame);
         }
+        for (int64_t i = 0; i < area; i++)      /* in place: a place's mean comes before its numbers */
+            added[i] = (real)rms(added + i * z, z);
+        double most = extent(added, 1, area);
+        put_figure(p, map_of(added, 1, t->w, t->h, most), NULL, text_of("added, to %.3f", most));
     }
-    free(rows[0]);
-    free(rows[1]);
+    free(all);
 }
 
-/* which 0: what goes into a slice of the decoder, 1: what comes out. Of tiles the first one's are kept. */
-static void keep_slice(tour *t, st_entry e, int which)
+/* A sublayer's output [B][N][D], of which the size is told. A block's numbers stand in a row, in computing's order. */
+static void draw_sublayer(tour *t, string *p, st_entry e)
 {
+    int64_t count = (int64_t)shape_count(e.shape) / t->rows;
+    if (ends_with(e.name, ".attn1"))
+        print_to(p, "%5d", t->block);       /* the first of the row */
+    print_to(p, " %8.3f", rms((const real *)e.data + (t->rows - 1) * count, count));
+}
+
+/* The stream behind a block ends its row, with the skips as arcs, which lie in one another as brackets do: from each of
+ * the first L/2 - 1 blocks to the one that is as far from the end, of 8 blocks 0 to 7, 1 to 6, 2 to 5. The two in the
+ * middle have none: what block 3 leaves is what block 4 gets. */
+static void draw_stream(tour *t, string *p, st_entry e)
+{
+    int64_t far = t->layers - 1 - t->block, arcs = t->layers / 2 - 1, depth = t->block < far ? t->block : far;
+    draw_sublayer(t, p, e);
+    print_to(p, "   ");
+    for (int64_t i = 0; i < depth; i++)
+        print_to(p, "&#9474;");     /* an arc on its way */
+    print_to(p, "%s\n", depth == arcs ? "" : t->block < far ? "&#9582;" : "&#9583;");       /* its ends */
+}
+
+/* Called with what goes into a slice of the decoder (conv_in), then with what comes out (out), frames first. A slice
+ * may see its neighbours' latent frames, too, which are cut off before frames grow: of 6 in three slices the middle one
+ * sees all and makes the 8 frames of 2. All tiles make the same frames: the first one's slices are told. */
+static void draw_slice(tour *t, string *p, st_entry e)
+{
+    int64_t count = e.shape.dim[0];
     if (t->made == t->length)
         return;
-    t->sees[t->slices] = which ? t->sees[t->slices] : (int)e.shape.dim[0];
-    t->begins[t->slices] = t->made;
-    t->slices += which;
-    t->made += which ? (int)e.shape.dim[0] : 0;
+    if (strstr(e.name, "conv_in")) {
+        print_to(p, "%5lld %20lld", ll(t->slices++), ll(count));
+    } else {
+        print_to(p, "   %lld to %lld\n", ll(t->made), ll(t->made + count - 1));
+        t->made += count;
+    }
 }
 
-/* The video [T][H][W][3], which 0: smoothed, in 0..1, 1: before, in -1..1. */
-static void keep_jumps(tour *t, st_entry e, int which)
+/* The frames, made smaller by a whole number where the page would be too large, each with its place in the animation:
+ * all play one round of T frames, of which frame i's begins i - T frames from now, so that each is seen in its turn. Of
+ * each latent frame the one in its middle stands at section 6. This is no stage: --keep-colour comes after the last. */
+static void draw_frames(tour *t, const film *v)
 {
-    const real *x = e.data;
-    int64_t size = entry_count(e) / t->length;
-    for (int64_t i = size; i < t->length * size; i++)
-        t->jumps[i / size][which] += fabs((double)(x[i] - x[i - size])) * (which ? 127.5 : 255) / (double)size;
+    string *p = &t->drawn[F_FRAMES];
+    int64_t part = 1;
+    while (v->w / part * (v->h / part) * v->frames > CLIP_PIXELS)
+        part++;
+    for (int64_t i = 0; i < v->frames; i++) {
+        image small = image_resize((image){ v->w, v->h, frame_of(v, i) }, v->w / part, v->h / part);
+        print_to(p, "<div style=\"animation-delay:%.4fs\">", (double)(i - v->frames) / 24);     /* < 0: begun */
+        put_figure(p, small, NULL, text_of("frame %lld", ll(i)));
+        print_to(p, "</div>\n");
+    }
+    for (int64_t f = 0; f < t->frames; f++) {
+        image frame = { v->w, v->h, frame_of(v, (2 * f + 1) * v->frames / (2 * t->frames)) };       /* its middle */
+        put_figure(&t->drawn[F_PATCH], image_resize(frame, v->w / part, v->h / part), f == t->frames / 2 ? t : NULL,
+                   text_of("latent frame %lld", ll(f)));
+    }
 }
 
-/* Stages, the first that matches: where their cost goes; who keeps them, at all calls, the first or the close one. */
+/* ---------------------------------------------------------------- commands: tour: what is looked at
+ *
+ * Stages, the first glob that matches: where their cost goes, who draws them into which figure, and in which calls. A
+ * stage's cost is what came since the stage before it, so that every moment of the run is some section's. Most are
+ * stages as --dump writes them; input, sinusoids, rotary and attn1's q and k are only shown (show, ruyi.h).
+ */
 typedef enum { EVERY_CALL, FIRST_CALL, CLOSE_CALL } tour_when;
 static const struct {
-    const char *glob; int part; tour_when when;
-    void (*keep)(tour *t, st_entry e, int which); int which;
+    const char *glob; int section; tour_when when;              /* of names; S_...; for the drawer only */
+    void (*draw)(tour *t, string *p, st_entry e); int figure;   /* NULL: the cost is all; F_... */
 } watched[] = {
-    { "timesteps", AT_STEP, EVERY_CALL, NULL, 0 },
-    { "noise", AT_STEP, EVERY_CALL, keep_sample, 1 },
-    { "pixels", AT_PICTURE, EVERY_CALL, NULL, 0 },
-    { "mask", AT_PICTURE, EVERY_CALL, NULL, 0 },
-    { "mask_latents", AT_ENCODE, EVERY_CALL, keep_first, K_MASK },
-    { "masked_latents", AT_ENCODE, EVERY_CALL, keep_first, K_PICTURE },
-    { "clip.hidden", AT_CLIP, EVERY_CALL, keep_tokens, K_TOKENS },
-    { "clip.*", AT_CLIP, EVERY_CALL, NULL, 0 },
-    { "sinusoids", AT_EMBED, EVERY_CALL, keep_waves, K_WAVES },
-    { "rotary", AT_EMBED, FIRST_CALL, keep_whole, K_ROTARY },
-    { "*.patch", AT_EMBED, FIRST_CALL, keep_time, 0 },
-    { "*.block.00.time", AT_EMBED, FIRST_CALL, keep_time, 1 },
-    { "*.block.*.time", AT_EMBED, EVERY_CALL, NULL, 0 },
-    { "*.block.*.skip", AT_SKIP, EVERY_CALL, NULL, 0 },
-    { "*.block.*.norm1", AT_ATTN1, EVERY_CALL, NULL, 0 },
-    { "attn1.q", AT_ATTN1, CLOSE_CALL, keep_query, K_QUERY },
-    { "attn1.k", AT_ATTN1, CLOSE_CALL, keep_attention, K_QUERY },
-    { "*.block.*.attn1", AT_ATTN1, CLOSE_CALL, keep_size, 0 },
-    { "*.block.*.attn2", AT_ATTN2, CLOSE_CALL, keep_size, 1 },
-    { "*.block.*.clip", AT_ATTN_CLIP, CLOSE_CALL, keep_size, 2 },
-    { "*.block.*.ff", AT_FF, CLOSE_CALL, keep_size, 3 },
-    { "*.block.*", AT_FF, CLOSE_CALL, keep_size, 4 },
-    { "*.norm_out", AT_OUT, EVERY_CALL, NULL, 0 },
-    { "step.*.out", AT_OUT, EVERY_CALL, keep_rows, 0 },
-    { "step.*.pred", AT_STEP, EVERY_CALL, keep_prediction, 0 },
-    { "step.*.latents", AT_STEP, EVERY_CALL, keep_sample, 0 },
-    { "step.*", AT_EMBED, EVERY_CALL, NULL, 0 },
-    { "vae.dec.conv_in.*", AT_DECODE, EVERY_CALL, keep_slice, 0 },
-    { "vae.dec.out.*", AT_DECODE, EVERY_CALL, keep_slice, 1 },
-    { "vae.*", AT_DECODE, EVERY_CALL, NULL, 0 },
-    { "decoded", AT_DECODE, EVERY_CALL, keep_jumps, 1 },
-    { "video", AT_SMOOTH, EVERY_CALL, keep_jumps, 0 },
-    { "*", AT_SMOOTH, EVERY_CALL, NULL, 0 },
+    { "pixels", S_PICTURE, EVERY_CALL, NULL, 0 },                       /* [T][H][W][3] resized and filled */
+    { "mask", S_PICTURE, EVERY_CALL, draw_given, F_MASK },              /* [1][T][H][W] */
+    { "mask_latents", S_LATENTS, EVERY_CALL, draw_channels, F_MASK_LATENTS },       /* [F][h][w][Z] */
+    { "masked_latents", S_LATENTS, EVERY_CALL, draw_channels, F_PICTURE },          /* [F][h][w][Z] */
+    { "clip.hidden", S_CLIP, EVERY_CALL, draw_clip, F_CLIP },           /* [patches][width] */
+    { "clip.*", S_CLIP, EVERY_CALL, NULL, 0 },                          /* the tower's layers */
+    { "input", S_GUIDANCE, EVERY_CALL, draw_step, F_STEPS },            /* before the first one: dit_conditions */
+    { "sinusoids", S_POSITIONS, EVERY_CALL, draw_waves, F_WAVES },      /* [1][numbers] */
+    { "*.temb", S_POSITIONS, EVERY_CALL, NULL, 0 },                     /* [B][D] two layers of them */
+    { "rotary", S_POSITIONS, FIRST_CALL, draw_rotary, F_ROTARY },       /* [gh][gw][head] the same in every call */
+    { "*.patch", S_POSITIONS, FIRST_CALL, draw_times, F_TIMES },        /* [B][N][D] tokens */
+    { "*.block.00.time", S_POSITIONS, FIRST_CALL, draw_times, F_TIMES },/* [B][N][D] and the table's rows */
+    { "*.time", S_POSITIONS, EVERY_CALL, NULL, 0 },
+    { "*.norm1", S_ATTENTION, EVERY_CALL, NULL, 0 },
+    { "attn1.[qk]", S_ATTENTION, CLOSE_CALL, draw_attention, F_ATTENTION },         /* [B][N][D] normed and turned */
+    { "*.attn1", S_ATTENTION, CLOSE_CALL, draw_sublayer, F_BLOCKS },    /* [B][N][D] what attention adds */
+    { "*.skip", S_BLOCKS, EVERY_CALL, NULL, 0 },                        /* [B][N][D] merged from [B][N][2 D] */
+    { "*.block.*.*", S_BLOCKS, CLOSE_CALL, draw_sublayer, F_BLOCKS },   /* attn2, clip, ff */
+    { "*.block.*", S_BLOCKS, CLOSE_CALL, draw_stream, F_BLOCKS },       /* [B][N][D] the stream behind the block */
+    { "*.norm_out", S_GUIDANCE, EVERY_CALL, NULL, 0 },
+    { "step.*.out", S_GUIDANCE, EVERY_CALL, draw_rows, F_ROWS },        /* [B][F][h][w][2 Z] */
+    { "step.*.pred", S_STEPS, EVERY_CALL, draw_step, F_STEPS },         /* [F][h][w][Z] guided */
+    { "vae.dec.conv_in.*", S_DECODING, EVERY_CALL, draw_slice, F_SLICES },
+    { "vae.dec.out.*", S_DECODING, EVERY_CALL, draw_slice, F_SLICES },
+    { "[vdf]*", S_DECODING, EVERY_CALL, NULL, 0 },                      /* vae.*, decoded, video, frames */
+    { "*", S_STEPS, EVERY_CALL, NULL, 0 },                              /* timesteps, noise, latents */
 };
 
-/* The hook. What attn1 shows comes after its block's norm1, whose name says which block that is. */
+/* Time and operations since the last lap go to a section. What the page's own drawing takes is nobody's: a lap before
+ * it and one behind it keep it apart. */
+static void tour_lap(tour *t, const run *r, int section)
+{
+    double time = now(), done = 0;
+    for (int k = 0; k < WORKS; k++)
+        done += r->arena->work[k];
+    t->seconds[section] += time - t->time;
+    t->work[section] += done - t->done;
+    t->time = time;
+    t->done = done;
+}
+
+/* The hook. What is only shown has no call in its name: it is that of the stage before, for attn1.q its block's norm1.
+ * The close call is the first from the middle of the run on whose blocks are computed: TeaCache may leave out some. The
+ * last glob takes everything, so that the search ends. */
 static void tour_look(const run *r, st_entry e)
 {
     tour *t = r->hooks->looker;
-    double done = 0;
     int i = 0;
-    if (sscanf(e.name, "step.%d.block.%d", &t->call, &t->block) == 2 && t->close < 0 && t->call >= t->calls / 2)
+    if (sscanf(e.name, "step.%d.block.%d", &t->call, &t->block) == 2 && t->close < 0 && t->call >= t->s.calls / 2)
         t->close = t->call;
     while (fnmatch(watched[i].glob, e.name, 0))
         i++;
-    for (int k = 0; k < WORKS; k++)
-        done += r->arena->work[k];
-    t->seconds[watched[i].part] += now() - t->time;
-    t->work[watched[i].part] += done - t->done;
-    bool wanted = watched[i].when == EVERY_CALL || t->call == (watched[i].when == FIRST_CALL ? 0 : t->close);
-    if (watched[i].keep && wanted)
-        watched[i].keep(t, e, watched[i].which);
-    t->done = done;
-    t->time = now();
+    tour_lap(t, r, watched[i].section);
+    if (watched[i].draw && (watched[i].when == EVERY_CALL || t->call == (watched[i].when == FIRST_CALL ? 0 : t->close)))
+        watched[i].draw(t, &t->drawn[watched[i].figure], e);
+    tour_lap(t, r, S_PAGE);
 }
 
-/* The patch with the most texture is followed, the largest squared steps from pixel to pixel; without a picture the
- * middle one. */
-static void choose_patch(tour *t)
+/* generate's flow, looked at. The colours of latents are fitted first, and in the plan, too: flows run twice, and what
+ * the plan does not come by has no memory in the run. */
+static result flow_tour(const run *r, const job *j)
 {
-    const image *p = &t->j->start[0];
-    int64_t unit = t->j->width / t->gw, row = 3 * t->j->width, most = -1;
-    t->qy = t->gh / 2;
-    t->qx = t->gw / 2;
-    for (int i = 0; i < t->gh * t->gw && t->j->starts; i++) {
-        int64_t sum = 0;
-        for (int64_t k = 0; k < (unit - 1) * (unit - 1) * 3; k++) {
-            int64_t y = i / t->gw * unit + k / 3 / (unit - 1), x = i % t->gw * unit + k / 3 % (unit - 1);
-            const unsigned char *at = p->rgb + y * row + 3 * x + k % 3;
-            sum += (at[3] - at[0]) * (at[3] - at[0]) + (at[row] - at[0]) * (at[row] - at[0]);
-        }
-        if (sum > most) {
-            most = sum;
-            t->qy = i / t->gw;
-            t->qx = i % t->gw;
-        }
+    tour *t = j->hooks->looker;
+    free(t->fit);
+    t->fit = preview_fit(r, j);
+    tour_lap(t, r, S_PAGE);
+    result out = flow_generate(r, j);
+    if (out.clip.rgb) {
+        looks *list = look_at(&out.clip);
+        t->mean = mean_looks(list, 0, out.clip.frames);
+        draw_frames(t, &out.clip);
+        free(list);
     }
+    return out;
 }
 
-/* The tour of a run: its sizes, the steps' tables, and room for what is kept. */
-static tour tour_of(const job *j, arena *a)
+/* The tour of a job whose model is open: sizes, the scheduler's tables (the steps' memory, [1], is not used), and the
+ * first lines of what is drawn as a table. */
+static tour tour_of(const job *j)
 {
     const vae_config *v = vae_settings(j->vae);
     const dit_config *c = dit_settings(j->dit);
     int64_t scale = vae_scale(v), unit = scale * c->patch_size, frames = latent_length(j);
-    int64_t length = vae_video_frames(v, frames), places = frames * (j->height / scale) * (j->width / scale);
+    arena none = arena_plan();      /* sched_new wants one for what steps remember */
     tour t = {
-        .j = j, .frames = (int)frames, .h = (int)(j->height / scale), .w = (int)(j->width / scale),
-        .z = (int)v->latent_channels, .gh = (int)(j->height / unit), .gw = (int)(j->width / unit),
-        .d = (int)c->hidden_size, .layers = (int)c->num_layers, .rows = 1 + (j->cfg > 1), .length = (int)length,
-        .close = -1, .strong = -1,
-        .from = { (int)j->start[0].w, (int)j->start[0].h }, .s = sched_new(a, j->sched, j->steps, SHAPE(1)),
-        .seen = allocate((size_t)(c->num_layers * places / (c->patch_size * c->patch_size)), sizeof *t.seen),
-        .differs = allocate((size_t)places, sizeof *t.differs),
-        .sizes = allocate((size_t)c->num_layers, sizeof *t.sizes),
-        .sees = allocate((size_t)length, sizeof *t.sees),
-        .begins = allocate((size_t)length, sizeof *t.begins),
-        .jumps = allocate((size_t)length, sizeof *t.jumps),
+        .j = j, .frames = frames, .h = j->height / scale, .w = j->width / scale, .z = v->latent_channels,
+        .gh = j->height / unit, .gw = j->width / unit, .d = c->hidden_size, .layers = c->num_layers,
+        .rows = 1 + (j->cfg > 1), .length = vae_video_frames(v, frames), .close = -1,
+        .s = sched_new(&none, j->sched, j->steps, SHAPE(1)),
     };
-    t.calls = (int)t.s.calls;
-    t.apart = allocate((size_t)t.calls, sizeof *t.apart);
+    print_to(&t.drawn[F_CALLS], "call         t    alpha     beta    clean guidance\n");
+    print_to(&t.drawn[F_BLOCKS], "block    attn1    attn2     clip       ff   stream   skips\n");
+    print_to(&t.drawn[F_SLICES], "slice   latent frames seen   frames made\n");
     return t;
-}
-
-/* Before the run: what the keepers need, the preview's colours among it. */
-static void prepare_tour(job *j)
-{
-    tour *t = j->hooks->looker;
-    arena a = arena_plan();
-    run r = run_of(j, &a);
-    *t = tour_of(j, &a);
-    fit_pictures(j);
-    choose_patch(t);
-    free(preview_fit(&r, j));
-    a = arena_new(a.peak);
-    t->fit = preview_fit(&r, j);
-    arena_free(&a);
-    t->time = now();
-}
-
-/* generate's flow; its frames are kept, smaller by a whole number where all together would be too many pixels. */
-static result flow_tour(const run *r, const job *j)
-{
-    result out = flow_generate(r, j);
-    tour *t = j->hooks->looker;
-    film v = out.clip;
-    if (!v.rgb)
-        return out;
-    for (t->part = 1; v.w / t->part * (v.h / t->part) * v.frames > CLIP_PIXELS;)
-        t->part++;
-    t->clip = allocate((size_t)v.frames, sizeof *t->clip);
-    for (int64_t i = 0; i < v.frames; i++)
-        t->clip[i] = image_resize((image){ v.w, v.h, frame_of(&v, i) }, v.w / t->part, v.h / t->part);
-    int64_t middle = (2 * (t->frames / 2) + 1) * v.frames / (2 * t->frames);
-    t->middle = image_resize((image){ v.w, v.h, frame_of(&v, middle) }, v.w, v.h);
-    looks *list = look_at(&v);
-    t->mean = mean_looks(list, 0, v.frames);
-    free(list);
-    return out;
 }
 
 /* ---------------------------------------------------------------- commands: tour: words
  *
- * `name` is a number or a word, `#name` what a function writes. What stands between `?name` and `/` is there where that
- * number is not 0, between `!name` and `/` where it is; of several conditions all must hold.
+ * All that the page says; a `name` in it stands for a number or a word of the run (put_named). Numbers in shapes are
+ * this model's, in the letters of ruyi.h. Each section says two or three plain sentences that hold whatever the run: a
+ * figure that it lacks, of a picture where none was given say, says so itself.
+ *
+ * No script and no address, so that the page is whole on any machine in ten years. Light and dark are the browser's own
+ * colours (color-scheme), and greys and frames that suit both. Boxes flow into as many columns as a screen has room
+ * for. The clip plays by style alone: every frame is visible for its share of a second's rounds, delayed by its place;
+ * a browser that does not know :has() shows the frames side by side.
  */
 
+/* Style, title, what was run; the sections' names follow it. Style is by tag where it can be: the classes are those of
+ * boxes (grid, and how large its pictures are at least; table; wide) and the mark on a picture (pin). */
 static const char page_head[] =
     "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<title>From a picture to a clip</title>\n"
     "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<style>\n"
-    ":root { --ink: #20262e; --soft: #626c79; --line: #d8dbdf; --paper: #fcfcfa; --card: #f1f2ef; --mark: #c2410c;\n"
-    "  --calm: #5b86b8 }\n"
-    "@media (prefers-color-scheme: dark) { :root { --ink: #e4e6e8; --soft: #9aa4b0; --line: #3a414b; --paper: #15181c;"
-    "  --card: #20242a; --mark: #fb923c; --calm: #7ba7d9 } }\n"
-    "html { background: var(--paper); color: var(--ink); -webkit-text-size-adjust: 100% }\n"
-    "body { max-width: 46rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; font: 1.06rem/1.6 Charter, Georgia, serif;\n"
-    "  overflow-wrap: break-word }\n"
-    "h1, h2, h3, dl, table, figcaption, svg, nav, summary, label { font-family: system-ui, sans-serif;\n"
-    "  line-height: 1.4 }\n"
-    "h2 { margin-top: 3.5rem } h3 { font-size: .85rem; margin: 1rem 0 .3rem } label { font-size: .84rem }\n"
-    "a { color: inherit } h3 small, nav small, dt, th, figcaption { font-weight: normal; color: var(--soft) }\n"
-    "code, pre { font-size: .86em; background: var(--card); border-radius: 3px; padding: .1em .3em }\n"
-    "pre { padding: .8em; white-space: pre-wrap } dd code { padding: 0; background: none }\n"
-    "dl { display: grid; grid-template-columns: 4.5rem 1fr; gap: .35rem .8rem; margin: 1.4rem 0; padding: .9rem 1rem;\n"
-    "  font-size: .86rem; background: var(--card); border-radius: 6px } dd { margin: 0; min-width: 0 }\n"
-    "table { border-collapse: collapse; font-size: .84rem } .wide { overflow-x: auto } time { white-space: nowrap }\n"
-    "td, th { padding: .2rem 1.2rem .2rem 0; text-align: left; white-space: nowrap;\n"
-    "  border-bottom: 1px solid var(--line) }\n"
-    "figure { margin: 0; min-width: 0 } figcaption { font-size: .72rem; margin: .2rem 0 .3rem }\n"
-    "img, svg { display: block; width: 100%; height: auto; border-radius: 2px } img { image-rendering: pixelated }\n"
-    ".photo img { image-rendering: auto } svg { margin: 1rem 0; font-size: 11px; fill: var(--ink) }\n"
-    ".line { fill: none; stroke: var(--soft) } .card { fill: var(--card); stroke: var(--line) }\n"
-    ".pin { position: relative; display: block } .pin b { position: absolute; outline: 2px solid var(--mark);\n"
-    "  box-shadow: 0 0 0 3px #fffc } .row .pin b { outline: 1px solid #5eead4; box-shadow: none }\n"
-    ".grid, .row, .blocks { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fill, minmax(5rem, 1fr)) }\n"
-    ".row { gap: .25rem; grid-template-columns: repeat(auto-fill, minmax(2.9rem, 1fr)) }\n"
-    ".large { grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)) }\n"
-    ".blocks { grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)) }\n"
-    ":checked ~ .grid { display: block; position: relative; max-width: 24rem }\n"
-    ":checked ~ .grid div { animation: play `seconds`s infinite step-end }\n"
-    "@media (prefers-reduced-motion: reduce) { :checked ~ .grid div { animation: none } }\n"
-    ":checked ~ .grid div + div { position: absolute; top: 0; left: 0; right: 0 }\n"
-    "@keyframes play { from { visibility: visible } `share`%, to { visibility: hidden } }\n"
+    "html { color-scheme: light dark; -webkit-text-size-adjust: 100% } a { color: inherit } h2 { margin-top: 3rem }\n"
+    "body { max-width: 46rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; font: 1.06rem/1.6 Charter, Georgia, serif }\n"
+    "h1, h2, h3, nav, dl, label, figcaption { font-family: system-ui, sans-serif; line-height: 1.4 }\n"
+    "h3, small, label, code { font-size: .82rem } dt, small, figcaption { font-weight: normal; opacity: .75 }\n"
+    "pre, dl { padding: .9rem 1rem; border-radius: 6px; background: #8882; font-size: .86rem;\n"
+    "  overflow-wrap: anywhere; white-space: pre-wrap } .table, .wide { font: .8rem/1.2 monospace }\n"
+    "dl { display: grid; grid-template-columns: 4.5rem 1fr; gap: .3rem .8rem } dd, figure { margin: 0; min-width: 0 }\n"
+    ".table { max-height: 22rem; overflow: auto; white-space: pre } img { display: block; width: 100%; height: auto }\n"
+    "img { image-rendering: pixelated } .photo img { image-rendering: auto } figcaption { font-size: .72rem }\n"
+    ".pin { position: relative; display: block } .pin b { position: absolute; outline: 1px solid #000;\n"
+    "  box-shadow: 0 0 0 2px #fff } .large { --least: 10rem } .blocks { --least: 20rem } .row { --least: 2.9rem }\n"
+    ".grid { display: grid; gap: .5rem;\n"                                  /* as many columns as there is room for */
+    "  grid-template-columns: repeat(auto-fill, minmax(min(var(--least, 5rem), 100%), 1fr)) }\n"
+    "section:has(:checked) .grid { display: block; position: relative; max-width: 24rem }\n"   /* one place, */
+    "section:has(:checked) .grid div + div { position: absolute; top: 0; left: 0; right: 0 }\n"     /* for all */
+    "section:has(:checked) .grid div { animation: play calc(`T`s / 24) infinite step-end }\n"       /* in turn */
+    "@media (prefers-reduced-motion: reduce) { section:has(:checked) .grid div { animation: none } }\n"
+    "@keyframes play { from { visibility: visible } `share`%, to { visibility: hidden } }\n"    /* of a round */
     "</style>\n</head>\n<body>\n<h1>From a picture to a clip</h1>\n"
-    "<p>This page follows one run of Ruyi from the first pixel to the last frame. All its pictures and numbers were "
-    "taken from that run while it went on, and each formula names the function that computes it, so that you can go "
-    "on reading in the source. This is what was run:</p>\n"
-    "<pre>`#command`</pre>\n"
-    "<dl><dt>Model</dt><dd>`#model`: `L` blocks of width <i>D</i> = `D`, `heads` heads</dd>\n"
-    "<dt>Clip</dt><dd>`T` frames of `W` &times; `H` pixels: <i>T</i> &times; <i>H</i> &times; <i>W</i> = `T` &times; "
-    "`H` &times; `W`</dd>\n"
-    "<dt>Latents</dt><dd><i>F</i> &times; <i>h</i> &times; <i>w</i> = `F` &times; `h` &times; `w`, each of <i>Z</i> "
-    "= `Z` numbers; <i>N</i> = `N` tokens of `p` &times; `p` latents</dd>\n"
-    "<dt>Asked</dt><dd>camera `asked`, motion `asked motion`; `steps` steps of `scheduler`, guidance `cfg`</dd>\n"
-    "<dt>Cost</dt><dd>`#total`. A multiply and an add are two operations (FLOP); those of linear layers, "
-    "convolutions and attention are counted</dd></dl>\n"
-    "<nav><ol>\n"
-    "`#contents`</ol></nav>\n";
+    "<p>This page follows one run of Ruyi from the first pixel to the last of `T` frames of `W` &times; `H`, by a "
+    "model of `L` blocks of width `D`, in `steps` steps of `scheduler`. Its pictures and numbers were taken while the "
+    "run went on, and for each formula it names the functions, so that you can go on reading in the source. This was "
+    "run:</p>\n<pre>`command`</pre>\n<nav><ol>\n";
 
+/* In the order of the enum. A part is words and the figure that they speak of, in a box of that class. Formula, shapes
+ * and functions stand below them: what one needs to find the place in the source, and to check it with compare. */
 static const struct {
-    const char *title; int from, to;        /* the parts that it costs; from > to: none */
-    const char *text, *formula, *shapes, *source;
-} sections[] = {
-    { "The picture, and what is missing", AT_PICTURE, AT_PICTURE,
-      "<p>`given` of this clip's `T` frames `?one`is`/``!one`are`/` given; the model makes the rest. `?given`A "
-      "picture is brought to the clip's size, from `W0` &times; `H0` to `W` &times; `H`, with Pillow's bicubic "
-      "filter, bit for bit. Beside it goes a mask: 0 in the frames that are given, 1 in those that are to be made, "
-      "and there the model is shown black. So to start from a picture, to end with one and to go on with a clip are "
-      "one task: fill in what is missing.`/``!given`Without a picture the two inputs that would hold it are "
-      "zeros.`/`</p>\n"
-      "<div class=\"grid large photo\">`#given`</div>\n"
-      "`#mask`<p><small>The mask: a box a frame, those that are given coloured.</small></p>\n",
-      "<i>x</i> = 2<i>v</i>/255 &minus; 1 where the mask is 0, &minus;1 where it is 1; <i>v</i> is a byte",
-      "pixels and mask [`T`][`H`][`W`][3]",
-      "<code>image_resize</code> in io.c; <code>fill_pixels</code>, <code>apply_mask</code> in ruyi.c" },
-
-    { "What CLIP sees", AT_CLIP, AT_CLIP,
-      "<p>`!given`Without a picture CLIP sees nothing, and the model gets `Q` learned tokens of padding in its "
-      "place.`/``?given`A second network looks at the first picture as a whole: CLIP's image tower, of the kind that "
-      "was trained to match pictures with their captions. The picture is made small, `side` &times; `side` pixels "
-      "are cut out of its middle, and each patch of `clip patch` &times; `clip patch` becomes a token, a list of "
-      "`clip width` numbers that say what is there. On the right, every token is compared with the one at the marked "
-      "patch: red is alike, blue the opposite.`/`</p>\n"
-      "`?given`<div class=\"grid large\">`#clip`</div>\n"
-      "<p>These tokens tell the model <em>what</em> is in the picture; <em>where</em> it is comes with section 3. "
-      "They are shown in the last 40 % of the calls only, here in the last `shows` of `calls`: what is settled "
-      "before, the large shapes and their motion, follows the control words.</p>\n"
-      "`/`",
-      "`clip layers` times: <i>h</i> &larr; <i>h</i> + attention(norm(<i>h</i>)), then <i>h</i> &larr; <i>h</i> + "
-      "MLP(norm(<i>h</i>))",
-      "[`side`][`side`][3] &rarr; 1 + `clip tokens` tokens [`clip width`], without the first &rarr; a resampler with "
-      "`Q` questions &rarr; [`Q`][`X`]",
-      "<code>clip_preprocess</code>, <code>clip_encode</code>, <code>resample</code> in dit.c" },
-
-    { "From pixels to latents", AT_ENCODE, AT_ENCODE,
-      "<p>The model never works on pixels. An encoder, the first half of the VAE, makes `w` &times; `h` latents of a "
-      "frame of `W` &times; `H`, and a clip of length `F` of one of length `T`: `pixels` numbers become `numbers`, "
-      "`fewer` times fewer, and still the decoder can paint nearly the same video from them. `!given`Without a "
-      "picture there is nothing to encode.`/`</p>\n"
-      "`?given`<p>Here are the `Z` channels of the first latent frame, which has the picture in it. No channel has a "
-      "name; they are what training found useful. Blue is below zero, white is zero, red above.</p>\n"
-      "<div class=\"grid\">`#picture latents`</div>\n"
-      "<p>The mask goes through the same encoder, as a video of zeros and ones. Of the same latent frame:</p>\n"
-      "<div class=\"grid\">`#mask latents`</div>\n"
-      "`/`",
-      "latent = (&mu; + <i>e</i><sup><i>s</i>/2</sup>&epsilon;) &middot; `scaling`; the encoder gives a mean &mu; "
-      "and the logarithm <i>s</i> of a variance, &epsilon; is drawn",
-      "[`T`][`H`][`W`][3] &rarr; [`F`][`h`][`w`][2 &middot; `Z`] &rarr; [`F`][`h`][`w`][`Z`], for the mask and for "
-      "the video",
-      "<code>vae_encode</code> in vae.c; <code>sample_posterior</code>, <code>inpaint_latents</code> in ruyi.c" },
-
-    { "Noise, and how it goes", AT_STEP, AT_STEP,
-      "<p>A clip begins as noise: normal numbers, drawn from a seed. In training the model saw clean clips mixed "
-      "with noise in known shares, and learned to tell one from the other. So in each of the `calls` calls it is "
-      "asked: here is so much signal in so much noise; what would the clean clip be? The scheduler goes a small step "
-      "towards the answer, and asks again.</p>\n"
-      "<p>Below is the middle latent frame, a pixel a latent: what the model was given, and the clean frame that its "
-      "answer means. What is large is settled first, what is small last. The colours are a linear fit to this VAE, "
-      "and rough; size is the root mean square, that of pure noise is 1.</p>\n"
-      "<div class=\"grid\">`#steps`</div>\n"
-      "<details><summary>All calls: timestep, share of signal, share of noise</summary>\n"
-      "<div class=\"wide\"><table>\n"
-      "<tr><th>call</th><th><i>t</i></th><th>&alpha;</th><th>&beta;</th><th>&sigma; = &beta;/&alpha;</th></tr>\n"
-      "`#timesteps`</table></div></details>\n",
-      "<i>x</i> = &alpha;<i>x</i><sub>0</sub> + &beta;&epsilon; with &alpha;&sup2; + &beta;&sup2; = 1; the answer "
-      "<i>v</i> means `clean`; the step of DDIM, the simplest: <i>x</i>&prime; = &alpha;&prime;<i>x</i><sub>0</sub> "
-      "+ &beta;&prime;&epsilon;",
-      "noise, latents, prediction [`F`][`h`][`w`][`Z`]; `calls` calls in `steps` steps",
-      "<code>denoise</code>, <code>sched_step</code>, the functions <code>step_</code>&hellip; in ruyi.c (this "
-      "run: `scheduler`); <code>generator_randn</code> in tensor.c" },
-
-    { "When and where: positions", AT_EMBED, AT_EMBED,
-      "<p>To the blocks a clip is a heap of `N` tokens, one for every `p` &times; `p` latents, and a heap has no "
-      "order. So every token is told where it is and when, and all are told how noisy the clip is. One trick does "
-      "all three: a number becomes many waves, fast ones that tell neighbours apart and slow ones that tell far from "
-      "near. Red is 1, blue &minus;1.</p>\n"
-      "<p>The <strong>timestep</strong> of a call becomes `waves` numbers, cosines on the left and sines on the "
-      "right, each from fast to slow. Two layers make a vector of `D` of them, which shifts what attention sees in "
-      "every block.</p>\n"
-      "<div>`#waves`</div>\n"
-      "<p>The <strong>place</strong> in a frame turns queries and keys, pair of numbers by pair, by angles that grow "
-      "with x or with y; the product of two then depends on how far apart they are. These are cosines of some pairs, "
-      "and last what the turning alone would do for the marked patch if all tokens were alike: red counts most.</p>\n"
-      "<div class=\"grid\">`#rotary`</div>\n"
-      "<p>The <strong>frame</strong>: `?timed`every block adds a row of this table to all tokens of a frame.</p>\n"
-      "<div>`#times`</div>\n"
-      "`/``!timed`with one latent frame there is nothing to add.</p>\n"
-      "`/`",
-      "cos(<i>t f<sub>i</sub></i>), sin(<i>t f<sub>i</sub></i>), <i>f<sub>i</sub></i> = "
-      "10000<sup>&minus;<i>i</i>/`half waves`</sup>; a pair (<i>a</i>, <i>b</i>) becomes (<i>a</i> cos &minus; "
-      "<i>b</i> sin, <i>b</i> cos + <i>a</i> sin)",
-      "[`waves`] &rarr; [`D`]; angles [`gh`][`gw`][`pairs`]; table [`F`][`D`]; tokens [`N`][`D`]",
-      "<code>time_embedding</code>, <code>rotary_table</code>, <code>time_row</code>, <code>patch_tokens</code> in "
-      "dit.c" },
-
-    { "One patch looks around", AT_ATTN1, AT_ATTN1,
-      "<p>In attention every token asks all others a question, and gets a mixture of their answers, most from those "
-      "that fit. Nothing is forbidden: a patch may look at any place of any frame, earlier or later. That is how a "
-      "thing keeps its looks while it moves.</p>\n"
-      "<p>Take one patch, in row `qy` and column `qx` of latent frame `middle` (all counted from 0)`?given`, where "
-      "the start picture has most texture`/`. For each block there is a map for each latent frame of where it looks "
-      "at call `close`, the mean of all heads; below it is the frame's share. Were all alike, a frame would have "
-      "`even frame` % and a place `even place` %. Brightness is the square root of the share, so that faint looks "
-      "show. Do the bright places move from frame to frame as things do?</p>\n"
-      "<div class=\"grid large photo\">`#middle`</div>\n"
-      "<div class=\"blocks\">`#attention`</div>\n",
-      "softmax(<i>q</i> &middot; <i>k</i> / &radic;`head`) <i>v</i> in each head; <i>q</i> and <i>k</i> are normed, "
-      "and turned by their places",
-      "<i>q</i>, <i>k</i>, <i>v</i> [`B` &middot; `N`][`heads` &middot; `head`]; `N` &middot; `N` products a head, "
-      "and never all at once in memory",
-      "<code>attend</code> in dit.c; <code>attention</code> in tensor.c" },
-
-    { "What the negative row says", AT_OUT, AT_OUT,
-      "<p>The model knows no sentences. For every camera and motion it has a table of `text` tokens, and this run "
-      "took <code>`positive`</code>. `!guided`Guidance is off (--cfg `cfg`): there is no negative row, and each call "
-      "takes half the time.</p>\n"
-      "`/``?guided`Each call is made twice: with these tokens, the positive row, and with <code>`negative`</code> "
-      "and no tokens of the picture, the negative row, which says what would come without being asked. The "
-      "difference is what was asked for, and guidance adds it `cfg` times. At call `strong` that is most: `adds`, "
-      "where the positive row has `row` (root mean squares). The middle frame as either row predicts it there, and "
-      "as guidance makes it:</p>\n"
-      "<div class=\"grid large\">`#rows`</div>\n"
-      "<p>How far the rows are apart in each place and latent frame:</p>\n"
-      "<div class=\"grid\">`#differences`</div>\n"
-      "<p>And call by call: the bars are what guidance adds, the lines the positive row itself.</p>\n"
-      "`#guidance``/`",
-      "<i>v</i> = <i>v</i><sub>neg</sub> + `cfg` (<i>v</i><sub>pos</sub> &minus; <i>v</i><sub>neg</sub>)",
-      "[`B`][`F`][`h`][`w`][`out`] &rarr; [`F`][`h`][`w`][`Z`]; a second row doubles the cost of sections 5, 6 and "
-      "8, too",
-      "<code>dit_conditions</code>, <code>project_out</code> in dit.c; <code>guide</code> in ruyi.c" },
-
-    { "The blocks, and what skips them", AT_ATTN2, AT_SKIP,
-      "<p>Each of the `L` blocks adds four things to the stream of tokens: what a patch saw of the others (section "
-      "6), of the text, of CLIP's tokens, and what it makes of itself. Inside a block nothing is replaced, so that "
-      "it need only learn what is missing. Sizes are root mean squares at call `close`.</p>\n"
-      "<div class=\"wide\"><table>\n"
-      "<tr><th>sublayer</th><th>adds in block 0</th><th>in block `L-1`</th><th>cost</th></tr>\n"
-      "`#sublayers`</table></div>\n"
-      "<p>What leaves the first blocks is kept, and comes back in the last ones, last in, first out: there the "
-      "stream and what skipped to it, `2D` numbers side by side, become `D` again. So the blocks that settle details "
-      "still see what the first ones saw. The numbers are the stream's size behind each block, and that of what "
-      "skips.</p>\n"
-      "`#skips`",
-      "<i>h</i> &larr; <i>W</i> norm([<i>h</i>, skip]) + <i>b</i> in blocks <i>i</i> &gt; `L/2`, with what block "
-      "`L-1` &minus; <i>i</i> left",
-      "stream [`B` &middot; `N`][`D`]; inside ff [`inner`]; `kept` skips",
-      "<code>block</code>, <code>merge_skip</code>, <code>run_blocks</code> in dit.c" },
-
-    { "Back to pixels, slice by slice", AT_DECODE, AT_SMOOTH,
-      "<p>The decoder, the VAE's other half, paints the frames, a slice of a few latent frames at a time, since "
-      "there a clip is at its largest. `slicing`</p>\n"
-      "<div class=\"wide\"><table>\n"
-      "<tr><th>slice</th><th>latent frames seen</th><th>frames made</th></tr>\n"
-      "`#slices`</table></div>\n"
-      "`?seams`<p>Slices do not quite meet. The bars are the mean distance of each frame from the one before it, "
-      "orange at seams, the lines what it was before smoothing: at seams it was `seam before` levels of 255 and "
-      "became `seam after`, elsewhere it was `else before` and became `else after`. `?smooths`Smoothing codes the "
-      "frames once more, half a slice off, and takes the mean: half of each seam goes, and half of a new one comes "
-      "in the middle of a slice.</p>\n"
-      "`/``?seams``!smooths`This VAE is not smoothed.</p>\n"
-      "`/``?seams``#jumps``/`",
-      "byte = &lfloor;255 (<i>x</i>/2 + 1/2)&rfloor;, <i>x</i> from &minus;1 to 1",
-      "[`F`][`h`][`w`][`Z`] / `scaling` &rarr; [`T`][`H`][`W`][3]",
-      "<code>vae_decode</code> in vae.c; <code>smooth</code>, <code>decode_frames</code> in ruyi.c" },
-
-    { "The clip", 0, 0,
-      "<p>These are the `T` frames, the same bytes that <code>ruyi generate</code> writes with these "
-      "options`?smaller`, here made smaller`/`. `?moves`As <code>ruyi measure</code> sees it, the content moves "
-      "`right` pixels a frame to the right and `down` down; camera: <strong>`camera`</strong> (asked for: `asked`). "
-      "Things move by another `motion`.`/`</p>\n"
-      "`?moves`<input type=\"checkbox\" id=\"play\" checked> <label for=\"play\">play</label>\n"
-      "`/`<div class=\"grid photo\">\n"
-      "`#frames`</div>\n"
-      "<p>To go on: <code>--dump FOLDER</code> writes every stage of this run as a file. Or change one thing, the "
-      "seed, the camera, <code>--cfg</code>, <code>--steps</code>, make the page again, and lay the two side by "
-      "side.</p>\n",
-      NULL, NULL, NULL },
+    const char *title, *source, *formula, *shapes;              /* formula, shapes NULL: none */
+    struct { const char *text; int figure; const char *class; } parts[3];   /* up to text NULL; F_...; HTML's */
+} sections[SECTIONS] = {
+    { "The picture, and what is missing", "image_resize in io.c; fill_pixels, apply_mask in ruyi.c",
+      "x = 2 byte/255 &minus; 1 where the mask is 0, &minus;1 where it is 1", "pixels and mask [`T`][`H`][`W`][3]", {
+      { "The picture is brought to the clip's size. Beside it goes a mask: 0 in the frames that are given, 1 in those "
+        "to be made, where the model is shown black. So to start from a picture, to end with one and to go on with a "
+        "clip are one task: fill in what is missing.", F_GIVEN, "grid large photo" },
+      { "The mask, a box a frame; those that are full are given.", F_MASK, "wide" } } },
+    { "What CLIP sees", "clip_preprocess, clip_encode, resample in dit.c",
+      "`clip layers` times: h &larr; h + attention(norm(h)), then h &larr; h + MLP(norm(h))",
+      "[`side`][`side`][3] &rarr; tokens [`clip tokens`][`clip width`] &rarr; a resampler &rarr; [`Q`][`X`]", {
+      { "A second network, of the kind that was trained to match pictures with captions, makes tokens of the middle of "
+        "the first picture: numbers that say <em>what</em> is there. The model is shown them in the last 40 % of its "
+        "calls only; large shapes and motion, which are settled before, follow the control words.",
+        F_CLIP, "grid large" } } },
+    { "From pixels to latents", "vae_encode in vae.c; sample_posterior, inpaint_latents in ruyi.c",
+      "latent = (&mu; + exp(s/2) &epsilon;) &middot; scaling_factor; the encoder gives a mean &mu; and the logarithm s "
+      "of a variance, &epsilon; is drawn",
+      "mask, video: [`T`][`H`][`W`][3] &rarr; [`F`][`h`][`w`][2 &middot; `Z`] &rarr; [`F`][`h`][`w`][`Z`]", {
+      { "The model never works on pixels: one half of the VAE, the encoder, makes of them `fewer` times fewer numbers, "
+        "from which the other can still paint nearly the same video. These are the `Z` channels of the first latent "
+        "frame, which holds the picture; they have no names. Red is above zero, blue below.", F_PICTURE, "grid" },
+      { "The mask goes through the same encoder, as a video of zeros and ones.", F_MASK_LATENTS, "grid" } } },
+    { "Noise, and how it goes", "denoise, sched_step, step_ddim and its like in ruyi.c; generator_randn in tensor.c",
+      "x = &alpha; x0 + &beta; &epsilon; with &alpha;&sup2; + &beta;&sup2; = 1; the answer v means x0 = `clean`; the "
+      "step of DDIM, the simplest: x&prime; = &alpha;&prime; x0 + &beta;&prime; &epsilon;",
+      "noise, latents, prediction [`F`][`h`][`w`][`Z`]; `calls` calls in `steps` steps", {
+      { "A clip begins as noise. The model has learned to tell clip from noise, so each call asks it what the clean "
+        "clip would be, and the scheduler goes a small step towards the answer. Here is the middle latent frame as it "
+        "was given, and the clean one that the answer means, in roughly its colours: large shapes are settled first, "
+        "details last.", F_STEPS, "grid" },
+      { "Every call: its timestep, the shares of signal &alpha; and noise &beta;, and as root mean squares the "
+        "predicted clean frame (noise has 1) and what guidance adds to the answer (section 7).", F_CALLS, "table" } } },
+    { "When and where: positions", "time_embedding, rotary_table, time_row, patch_tokens in dit.c",
+      "cos(t f), sin(t f), f = 10000^(&minus;2i/`numbers`); a pair (a, b) becomes (a cos &minus; b sin, b cos + a sin)",
+      "[`numbers`] &rarr; [`D`]; angles [`gh`][`gw`][`head`/2]; table [`F`][`D`]; tokens [`N`][`D`]", {
+      { "To the blocks a clip is a heap of `N` tokens, so each is told where it is and when, and all are told how "
+        "noisy the clip is, by one trick: a number becomes many waves, fast ones that tell neighbours apart and slow "
+        "ones that tell far from near. Of the timestep's two layers make `D` numbers that shift what attention sees.",
+        F_WAVES, "wide" },
+      { "The place in a frame turns queries and keys, pair of numbers by pair, by angles that grow with x or with y: "
+        "cosines of some pairs, and what turning alone would do for the marked patch if all tokens were alike.",
+        F_ROTARY, "grid" },
+      { "The latent frame: every block adds a row of this table to all tokens of a frame.", F_TIMES, "wide" } } },
+    { "One patch looks around", "attend in dit.c; attention in tensor.c",
+      "softmax(q &middot; k / &radic;`head`) v in each head; q and k are normed, and turned by their places",
+      "q, k, v [`B` &middot; `N`][`heads` &middot; `head`]; `N` &middot; `N` products a head, never all in memory", {
+      { "In attention every token asks all others a question, and gets a mixture of their answers, most from those "
+        "that fit, from any place of any frame: that is how a thing keeps its looks while it moves. Take the patch in "
+        "row `qy` and column `qx` of latent frame `middle`, all counted from 0; these are the frames that came of it "
+        "and of the others.", F_PATCH, "grid photo" },
+      { "Block by block, where it looks at call `close`: a map a latent frame, the mean of all heads, with the frame's "
+        "share. Colours go by the root, so that faint looks show. Do the red places move as things do?",
+        F_ATTENTION, "grid blocks" } } },
+    { "What the negative row says", "dit_conditions, project_out in dit.c; guide in ruyi.c",
+      "v = v_neg + cfg (v_pos &minus; v_neg)",
+      "[`B`][`F`][`h`][`w`][`out`] &rarr; [`F`][`h`][`w`][`Z`]; a second row doubles sections 6 and 8 in cost", {
+      { "The model knows no sentences: for every camera and motion it has a table of `text` tokens, here "
+        "<code>`positive`</code>. With guidance above 1 each call is made for a second row, too, with "
+        "<code>`negative`</code> and without the picture's tokens: what would come unasked. Guidance exaggerates the "
+        "difference by cfg, where 0 is the negative row and 1 the positive. The middle frame at the call where it adds "
+        "most, and where it does.", F_ROWS, "grid large" } } },
+    { "The blocks, and what skips them", "block, merge_skip, run_blocks in dit.c",
+      "h &larr; W norm([h, skip]) + b in blocks i &gt; `L/2`, with what block `L-1` &minus; i left",
+      "stream [`B` &middot; `N`][`D`]; inside ff [`inner`]; `kept` skips", {
+      { "Each block adds to the stream of tokens what a patch saw of the others (attn1), of the text (attn2) and of "
+        "CLIP's tokens (clip), and what it makes of itself (ff); nothing is replaced, so that it need only learn what "
+        "is missing. What leaves the first blocks skips to the last, along the arcs: those which settle details still "
+        "see what the first ones saw. Root mean squares at call `close`:", F_BLOCKS, "table" } } },
+    { "Back to pixels, slice by slice", "vae_decode in vae.c; smooth, decode_frames in ruyi.c",
+      "byte = &lfloor;255 (x/2 + 1/2)&rfloor;", "[`F`][`h`][`w`][`Z`] / scaling_factor &rarr; [`T`][`H`][`W`][3]", {
+      { "The VAE's other half, the decoder, paints a slice of a few latent frames at a time, since there a clip is at "
+        "its largest. Slices that do not remember each other do not quite meet: their frames are coded once more, half "
+        "a slice off, and averaged.", F_SLICES, "table" } } },
+    { "The clip", "all sections", NULL, NULL, {
+      { "These are the frames that <code>ruyi generate</code> makes with these options, smaller only if they are many; "
+        "as <code>ruyi measure</code> sees them, camera: <strong>`camera`</strong> (asked for: `asked`). To go on, "
+        "change one thing, the seed, the camera, <code>--cfg</code>, <code>--steps</code>, and lay the two pages side "
+        "by side.<br><input type=\"checkbox\" id=\"play\" checked> <label for=\"play\">play</label>",
+        F_FRAMES, "grid photo" } } },
 };
-enum { SECTIONS = sizeof sections / sizeof *sections };
 
-/* ---------------------------------------------------------------- commands: tour: pictures */
+/* ---------------------------------------------------------------- commands: tour: the page
+ *
+ * Figures are drawn by now; what is left is to put them between the words. The page grows in memory and is written in
+ * one go, so that it is there as a whole or not at all.
+ */
 
-/* One channel of x [h][w][step] in colours: from dark (0) to bright (most), or, where there are signs, from blue
- * (-most) over white (0) to red (most). */
-static image map_of(const real *x, int64_t step, int64_t w, int64_t h, double most, bool signs)
-{
-    static const unsigned char palettes[2][5][3] = {
-        { { 12, 10, 42 }, { 95, 22, 110 }, { 203, 60, 82 }, { 250, 158, 58 }, { 252, 253, 191 } },
-        { { 30, 75, 165 }, { 122, 168, 217 }, { 246, 246, 244 }, { 236, 152, 122 }, { 172, 28, 42 } },
-    };
-    image out = { w, h, allocate((size_t)(w * h), 3) };
-    for (int64_t i = 0; i < w * h; i++) {
-        double at = most > 0 ? (double)x[i * step] / most : 0;
-        at = 4 * fmin(fmax(signs ? (at + 1) / 2 : at, 0), 1);
-        int low = at < 3 ? (int)at : 3;
-        const unsigned char (*p)[3] = &palettes[signs][low];
-        for (int c = 0; c < 3; c++)
-            out.rgb[3 * i + c] = (unsigned char)(p[0][c] + (at - low) * (p[1][c] - p[0][c]) + 0.5);
-    }
-    return out;
-}
-
-/* A picture, the patch marked on it where there is a tour, and words that say what it is. Every picture is drawn once,
- * and given back here. */
-static void put_figure(string *p, image picture, const tour *marked, const char *format, ...) PRINTF(4, 5);
-static void put_figure(string *p, image picture, const tour *marked, const char *format, ...)
-{
-    char words[512];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(words, sizeof words, format, args);
-    va_end(args);
-    print_to(p, "<figure><span class=\"pin\"><img src=\"");
-    print_picture(p, picture);
-    print_to(p, "\" width=\"%d\" height=\"%d\" alt=\"%s\">", (int)picture.w, (int)picture.h, words);
-    if (marked)
-        print_to(p, "<b style=\"left:%.3f%%;top:%.3f%%;width:%.3f%%;height:%.3f%%\"></b>",
-                 100.0 * marked->qx / marked->gw, 100.0 * marked->qy / marked->gh, 100.0 / marked->gw,
-                 100.0 / marked->gh);
-    print_to(p, "</span><figcaption>%s</figcaption></figure>\n", words);
-    free(picture.rgb);
-}
-
-/* The largest of every step-th number times sign. */
-static double largest(const real *x, int64_t step, int64_t count, int sign)
-{
-    double most = sign * (double)x[0];
-    for (int64_t i = 1; i < count; i++)
-        most = fmax(most, sign * (double)x[i * step]);
-    return most;
-}
-
-/* Maps of the channels of x [h][w][Z]. */
-static void put_channels_of(string *p, const tour *t, const real *x)
-{
-    int64_t area = (int64_t)t->h * t->w;
-    for (int i = 0; i < t->z; i++) {
-        double low = -largest(x + i, t->z, area, -1), high = largest(x + i, t->z, area, 1);
-        put_figure(p, map_of(x + i, t->z, t->w, t->h, fmax(-low, high), true), NULL, "channel %d: %.2f to %.2f", i, low,
-                   high);
-    }
-}
-
-/* Operations, and the time that they took. What <time> elements hold is all of a page that differs from run to run. */
-static void put_cost(string *p, const tour *t, int from, int to)
-{
-    double work = 0, seconds = 0;
-    const char *unit = "\0kMGTP";
-    for (int i = from; i <= to; i++) {
-        work += t->work[i];
-        seconds += t->seconds[i];
-    }
-    for (; work >= 999.5 && unit[1]; unit++)
-        work /= 1000;
-    if (work > 0)
-        print_to(p, "%.3g %.1sFLOP, ", work, unit);
-    print_to(p, "<time datetime=\"PT%.3fS\">%.3g %ss</time>", seconds, seconds < 1 ? 1e3 * seconds : seconds,
-             seconds < 1 ? "m" : "");
-}
-
-static void draw_total(string *p, const tour *t) { put_cost(p, t, 0, PARTS - 1); }
-static void draw_model(string *p, const tour *t) { print_html(p, t->j->model); }
-static void draw_picture_latents(string *p, const tour *t) { put_channels_of(p, t, t->kept[K_PICTURE]); }
-static void draw_mask_latents(string *p, const tour *t) { put_channels_of(p, t, t->kept[K_MASK]); }
-static void draw_middle(string *p, const tour *t) { put_figure(p, t->middle, t, "what came of it, the patch marked"); }
-
-/* The command line, quoted as a shell wants it. */
-static void draw_command(string *p, const tour *t)
+/* The command line, quoted as a shell wants it: a word with other letters than these stands between ', and a ' in it
+ * as '\''. What is left means something to HTML, not to the shell. */
+static void put_command(string *p, const job *j)
 {
     static const char safe[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=+./,:%@";
-    for (int i = 0; i < t->j->nwords; i++) {
-        const char *word = t->j->words[i];
-        bool plain = *word && word[strspn(word, safe)] == 0;
-        print_to(p, "%s%s", i ? " " : "", plain ? "" : "'");
+    for (int i = 0; i < j->nwords; i++) {
+        const char *word = j->words[i], *quote = *word && !word[strspn(word, safe)] ? "" : "'";     /* '' is empty */
+        print_to(p, "%s%s", i ? " " : "", quote);
         for (const char *c = word; *c; c++)
             print_html(p, *c == '\'' ? "'\\''" : (const char[]){ *c, 0 });
-        print_to(p, plain ? "" : "'");
+        print_to(p, "%s", quote);
     }
 }
 
-static void draw_contents(string *p, const tour *t)
-{
-    for (int i = 0; i < SECTIONS; i++) {
-        print_to(p, "<li><a href=\"#s%d\">%s</a> <small>", i + 1, sections[i].title);
-        if (sections[i].formula)
-            put_cost(p, t, sections[i].from, sections[i].to);
-        print_to(p, "</small></li>\n");
-    }
-}
-
-static void draw_given(string *p, const tour *t)
-{
-    const job *j = t->j;
-    for (int i = 0; i < j->starts; i++)
-        put_figure(p, j->start[i], i ? NULL : t, "frame %d%s", i, i ? "" : ", the patch of section 6 is marked");
-    for (int i = 0; i < j->ends; i++)
-        put_figure(p, j->end[i], NULL, "frame %d", t->length - j->ends + i);
-}
-
-static void draw_mask(string *p, const tour *t)
-{
-    print_to(p, "<svg viewBox=\"0 0 %d 4\" preserveAspectRatio=\"none\" style=\"height:1.6rem\" role=\"img\" "
-             "aria-label=\"the mask: a box a frame\">", 10 * t->length);
-    for (int i = 0; i < t->length; i++)
-        print_to(p, "<rect x=\"%d\" width=\"9\" height=\"4\" fill=\"var(--%s)\"/>", 10 * i,
-                 t->j->starts && picture_at(t->j, i) ? "mark" : "line");
-    print_to(p, "</svg>\n");
-}
-
-/* The cosine of the angle between a - mean and b - mean [d]. */
-static double alike(const real *a, const real *b, const double *mean, int64_t d)
-{
-    double product = 0, sizes[2] = { 0 };
-    for (int64_t k = 0; k < d; k++) {
-        double x = (double)a[k] - mean[k], y = (double)b[k] - mean[k];
-        product += x * y;
-        sizes[0] += x * x;
-        sizes[1] += y * y;
-    }
-    return product / sqrt(fmax(sizes[0] * sizes[1], 1e-30));
-}
-
-/* What CLIP gets, and how alike its tokens are to the one where the marked patch is. */
-static void draw_clip(string *p, const tour *t)
-{
-    int64_t d = t->width, side = (int64_t)sqrt(t->patches), here = t->qy * side / t->gh * side + t->qx * side / t->gw;
-    const real *x = t->kept[K_TOKENS];
-    double *mean = allocate((size_t)d, sizeof *mean);
-    real *map = allocate((size_t)t->patches, sizeof *map);
-    for (int64_t i = 0; i < t->patches * d; i++)
-        mean[i % d] += (double)x[i] / t->patches;
-    for (int64_t i = 0; i < t->patches; i++)
-        map[i] = (real)alike(x + i * d, x + here * d, mean, d);
-    put_figure(p, t->j->seen, NULL, "the crop, %d &times; %d", (int)t->j->seen.w, (int)t->j->seen.h);
-    put_figure(p, map_of(map, 1, side, side, 1, true), NULL, "its %d tokens", t->patches);
-    free(mean);
-    free(map);
-}
-
-static void draw_steps(string *p, const tour *t)
-{
-    for (int k = 0; k < SHOWN && k < t->calls; k++) {
-        print_to(p, "<div>");
-        put_figure(p, t->shown[k].given, NULL, "call %d: given", shown_call(t, k));
-        put_figure(p, t->shown[k].clean, NULL, "predicted, size %.3f", t->shown[k].size);
-        print_to(p, "</div>\n");
-    }
-}
-
-static void draw_timesteps(string *p, const tour *t)
-{
-    for (int i = 0; i < t->calls; i++) {
-        double at = alpha_at(&t->s, t->s.timesteps[i]);
-        print_to(p, "<tr><td>%d</td><td>%.5g</td><td>%.4f</td><td>%.4f</td><td>%.4g</td></tr>\n", i, t->s.timesteps[i],
-                 sqrt(at), sqrt(1 - at), sqrt((1 - at) / at));
-    }
-}
-
-static void draw_waves(string *p, const tour *t)
-{
-    put_figure(p, map_of(t->kept[K_WAVES], 1, t->nwaves, t->calls, 1, true), NULL, "a row a call, the first on top");
-}
-
-static void draw_times(string *p, const tour *t)
-{
-    put_figure(p, map_of(t->time_table, 1, t->d, t->frames, 1, true), NULL, "a row a latent frame");
-}
-
-/* Cosines of some pairs of numbers, which turn with x (the first half) or y; and what turning alone makes of q k for
- * the patch, if all queries and keys were the same. */
-static void draw_rotary(string *p, const tour *t)
-{
-    int head = (int)dit_settings(t->j->dit)->attention_head_dim, pairs = head / 4, places = t->gh * t->gw;
-    const double *table = t->kept[K_ROTARY], *here = table + (t->qy * t->gw + t->qx) * head;
-    real *map = allocate((size_t)places, sizeof *map);
-    for (int axis = 0; axis < 2; axis++)
-        for (int k = 0; k < pairs; k += (pairs + 2) / 3) {
-            for (int i = 0; i < places; i++)
-                map[i] = (real)table[i * head + 2 * (axis * pairs + k)];
-            put_figure(p, map_of(map, 1, t->gw, t->gh, 1, true), NULL, "%c, pair %d", "xy"[axis], k);
-        }
-    for (int i = 0; i < places; i++) {
-        double sum = 0;
-        for (int k = 0; k < head; k++)
-            sum += table[i * head + k] * here[k];
-        map[i] = (real)(2 * sum / head);
-    }
-    put_figure(p, map_of(map, 1, t->gw, t->gh, 1, true), t, "near the patch");
-    free(map);
-}
-
-/* For every block where in the latent frames the patch looks. Brightness is the root of the share: most are small. */
-static void draw_attention(string *p, const tour *t)
-{
-    int area = t->gh * t->gw, n = t->frames * area;
-    real *root = allocate((size_t)n, sizeof *root);
-    for (int b = 0; b < t->layers; b++) {
-        const real *seen = t->seen + (int64_t)b * n;
-        double most = largest(seen, 1, n, 1);
-        for (int i = 0; i < n; i++)
-            root[i] = (real)sqrt((double)seen[i] / most);
-        print_to(p, "<div><h3>Block %d <small>brightest: %.3g %%</small></h3>\n<div class=\"row\">\n", b, 100 * most);
-        for (int f = 0; f < t->frames; f++) {
-            double sum = 0;
-            for (int i = 0; i < area; i++)
-                sum += (double)seen[f * area + i];
-            put_figure(p, map_of(root + f * area, 1, t->gw, t->gh, 1, false), f == t->frames / 2 ? t : NULL, "%.1f %%",
-                       100 * sum);
-        }
-        print_to(p, "</div></div>\n");
-    }
-    free(root);
-}
-
-static void draw_rows(string *p, const tour *t)
-{
-    static const char *const names[] = { "negative", "positive", "guided" };
-    for (int i = 0; i < 3; i++)
-        put_figure(p, t->said[i], NULL, "%s", names[i]);
-}
-
-static void draw_differences(string *p, const tour *t)
-{
-    int64_t area = (int64_t)t->h * t->w;
-    double most = largest(t->differs, 1, t->frames * area, 1);
-    for (int f = 0; f < t->frames; f++)
-        put_figure(p, map_of(t->differs + f * area, 1, t->w, t->h, most, false), NULL, "frame %d: to %.3f", f,
-                   largest(t->differs + f * area, 1, area, 1));
-}
-
-/* Whether a slice begins with that frame. */
-static bool is_seam(const tour *t, int frame)
-{
-    int i = 0;
-    while (i < t->slices && t->begins[i] != frame)
-        i++;
-    return i < t->slices;
-}
-
-/* The mean jump, smoothed (k 0) or not (1), at seams or elsewhere. */
-static double mean_jump(const tour *t, int k, bool seams)
-{
-    double sum = 0, count = 0;
-    for (int i = 1; i < t->length; i++)
-        if (is_seam(t, i) == seams) {
-            sum += t->jumps[i][k];
-            count++;
-        }
-    return count > 0 ? sum / count : 0;
-}
-
-/* Bars, a line across each at another height, and one of them marked, or (-1) those of frames that begin a slice. */
-static void put_bars(string *p, const tour *t, int count, const double (*heights)[2], int marked, const char *label)
-{
-    double most = 1e-30;
-    for (int i = 0; i < 2 * count; i++)
-        most = fmax(most, heights[i / 2][i % 2]);
-    print_to(p, "<svg viewBox=\"0 0 %d 60\" preserveAspectRatio=\"none\" style=\"height:7rem\" role=\"img\" "
-             "aria-label=\"%s\">\n", 10 * count, label);
-    for (int i = 0; i < count; i++) {
-        double bar = 58 * heights[i][0] / most, line = 58 * heights[i][1] / most;
-        bool mark = i == marked || (marked < 0 && is_seam(t, i + 1));
-        print_to(p, "<path d=\"M%d 60 v%.2f h8 V60\" fill=\"var(--%s)\"/><path d=\"M%d %.2f h8 v.6 h-8\"/>\n", 10 * i,
-                 -bar, mark ? "mark" : "calm", 10 * i, 60 - line);
-    }
-    print_to(p, "</svg>\n");
-}
-
-static void draw_guidance(string *p, const tour *t)
-{
-    put_bars(p, t, t->calls, (const double (*)[2])t->apart, t->strong, "what guidance adds, call by call");
-}
-
-static void draw_jumps(string *p, const tour *t)
-{
-    put_bars(p, t, t->length - 1, (const double (*)[2])t->jumps + 1, -1, "distance of each frame from the one before");
-}
-
-static void draw_sublayers(string *p, const tour *t)
-{
-    static const struct { const char *name; int part; } sublayers[SIZES - 1] = {
-        { "attn1: all tokens", AT_ATTN1 }, { "attn2: the text", AT_ATTN2 }, { "attn_clip: the picture", AT_ATTN_CLIP },
-        { "ff: by itself", AT_FF },
-    };
-    for (int i = 0; i < SIZES - 1; i++) {
-        print_to(p, "<tr><td>%s</td><td>%.3f</td><td>%.3f</td><td>", sublayers[i].name, t->sizes[0][i],
-                 t->sizes[t->layers - 1][i]);
-        put_cost(p, t, sublayers[i].part, sublayers[i].part);
-        print_to(p, "</td></tr>\n");
-    }
-}
-
-/* A block of the diagram, and the stream's size behind it. */
-static void put_block(string *p, const tour *t, int x, int y, int i)
-{
-    print_to(p, "<rect class=\"card\" x=\"%d\" y=\"%d\" width=\"130\" height=\"22\"/><text x=\"%d\" y=\"%d\">block %d"
-             "</text><text x=\"%d\" y=\"%d\" text-anchor=\"end\">%.3g</text>\n", x, y, x + 8, y + 15, i, x + 122,
-             y + 15, t->sizes[i][SIZES - 1]);
-}
-
-/* The stream goes down the first half and up the second; skips cross over. */
-static void draw_skips(string *p, const tour *t)
-{
-    int half = t->layers / 2;
-    print_to(p, "<svg viewBox=\"0 0 420 %d\" style=\"max-width:32rem\" role=\"img\" aria-label=\"blocks and skips\">\n",
-             34 * half + 6);
-    for (int i = 0; i < half; i++) {
-        int y = 4 + 34 * i;
-        bool skips = i < half - 1;
-        put_block(p, t, 10, y, i);
-        put_block(p, t, 280, y, t->layers - 1 - i);
-        print_to(p, "<path class=\"line\" d=\"M140 %d H276 m-6 -4 l6 4 l-6 4\" style=\"stroke:var(--%s)\"/>\n", y + 11,
-                 skips ? "mark" : "soft");
-        if (skips)
-            print_to(p, "<text x=\"208\" y=\"%d\" text-anchor=\"middle\">%.3g</text><path class=\"line\" "
-                     "d=\"M75 %d v12 m-4 -5 l4 5 l4 -5 M345 %d v-12 m-4 5 l4 -5 l4 5\"/>\n", y + 7,
-                     t->sizes[i][SIZES - 1], y + 22, y + 34);
-    }
-    print_to(p, "</svg>\n");
-}
-
-static void draw_slices(string *p, const tour *t)
-{
-    for (int i = 0; i < t->slices; i++)
-        print_to(p, "<tr><td>%d</td><td>%d</td><td>%d to %d</td></tr>\n", i, t->sees[i], t->begins[i],
-                 (i + 1 < t->slices ? t->begins[i + 1] : t->length) - 1);
-}
-
-/* The frames, side by side or, where "play" is checked, on top of each other, each shown for its time. */
-static void draw_frames(string *p, const tour *t)
-{
-    for (int i = 0; i < t->length; i++) {
-        print_to(p, "<div style=\"animation-delay:%.4fs\">", (i - t->length) / 24.0);
-        put_figure(p, t->clip[i], NULL, "frame %d", i);
-        print_to(p, "</div>\n");
-    }
-}
-
-/* ---------------------------------------------------------------- commands: tour: the page */
-
-static const char *const clean_words[] = {
-    [EPSILON] = "<i>x</i><sub>0</sub> = (<i>x</i> &minus; &beta;<i>v</i>)/&alpha;",
-    [SAMPLE] = "<i>x</i><sub>0</sub> = <i>v</i>",
-    [V_PREDICTION] = "<i>x</i><sub>0</sub> = &alpha;<i>x</i> &minus; &beta;<i>v</i>",
-};
-static const char *const slice_words[] = {
-    [SLICE_CACHE] = "Each slice remembers how the one before it ended.",
-    [SLICE_COMPRESSION] = "The first layers see the neighbouring slices, too, which are cut off before frames grow.",
-    [SLICE_MAG] = "Slices do not see each other.",
-    [SLICE_NONE] = "This VAE does all at once.",
-};
-
-/* Something that the page's words name: a word, or where that is NULL a number. */
-typedef struct { const char *name; double value; const char *word; } named;
-
-/* Here, and nowhere else, the words and the run meet. Without a name of that kind the result's is NULL. */
-static named find_named(const tour *t, const char *name)
+/* What stands for a name: here, and nowhere else, the words and the run meet. A name that is none stays, ` and all,
+ * which tests/tour.sh finds. `share` is a frame's part of the animation in percent, rounded up: were it less, there
+ * would be a gap between frames, and what is more is hidden by the next one. */
+static void put_named(string *p, const tour *t, const char *name)
 {
     const job *j = t->j;
     const clip_config *c = clip_settings(j->clip);
     const dit_config *d = dit_settings(j->dit);
-    const vae_config *v = vae_settings(j->vae);
-    int n = t->frames * t->gh * t->gw, given = 0, sees = 0;
-    double pixels = 3.0 * t->length * (double)(j->width * j->height), numbers = (double)t->frames * t->h * t->w * t->z;
-    for (int i = 0; i < t->length; i++)
-        given += j->starts && picture_at(j, i);
-    while (sees < t->calls && !sees_image(j, sees, t->calls))
-        sees++;
-    const named all[] = {
-        { "T", t->length, 0 }, { "H", (double)j->height, 0 }, { "W", (double)j->width, 0 }, { "H0", t->from[1], 0 },
-        { "W0", t->from[0], 0 }, { "F", t->frames, 0 }, { "h", t->h, 0 }, { "w", t->w, 0 }, { "Z", t->z, 0 },
-        { "N", n, 0 }, { "D", t->d, 0 }, { "2D", 2 * t->d, 0 }, { "L", t->layers, 0 }, { "L-1", t->layers - 1, 0 },
-        { "L/2", t->layers / 2, 0 }, { "B", t->rows, 0 }, { "p", (double)d->patch_size, 0 },
-        { "Q", (double)d->n_query, 0 }, { "X", (double)d->cross_attention_dim, 0 }, { "gh", t->gh, 0 },
-        { "gw", t->gw, 0 }, { "qy", t->qy, 0 }, { "qx", t->qx, 0 }, { "given", given, 0 }, { "one", given == 1, 0 },
-        { "side", (double)c->image_size, 0 }, { "clip patch", (double)c->patch_size, 0 },
-        { "clip width", (double)c->hidden_size, 0 }, { "clip tokens", t->patches, 0 },
-        { "clip layers", (double)c->num_hidden_layers, 0 }, { "shows", t->calls - sees, 0 }, { "pixels", pixels, 0 },
-        { "numbers", numbers, 0 }, { "fewer", pixels / numbers, 0 }, { "scaling", v->scaling_factor, 0 },
-        { "calls", t->calls, 0 }, { "steps", (double)j->steps, 0 }, { "cfg", j->cfg, 0 },
-        { "waves", t->nwaves, 0 }, { "half waves", t->nwaves / 2, 0 }, { "timed", t->frames > 1, 0 },
-        { "heads", (double)d->num_attention_heads, 0 }, { "head", (double)d->attention_head_dim, 0 },
-        { "pairs", (double)d->attention_head_dim / 2, 0 }, { "middle", t->frames / 2, 0 }, { "close", t->close, 0 },
-        { "even frame", 100.0 / t->frames, 0 }, { "even place", 100.0 / n, 0 },
-        { "text", (double)(d->text_len + d->text_len_t5), 0 }, { "guided", t->rows > 1, 0 }, { "strong", t->strong, 0 },
-        { "adds", t->apart[t->strong][0], 0 }, { "row", t->apart[t->strong][1], 0 },
-        { "out", (double)d->out_channels, 0 }, { "inner", (double)d->inner, 0 }, { "kept", t->layers / 2 - 1, 0 },
-        { "seams", t->slices > 1, 0 }, { "seam before", mean_jump(t, 1, true), 0 },
-        { "seam after", mean_jump(t, 0, true), 0 }, { "else before", mean_jump(t, 1, false), 0 },
-        { "else after", mean_jump(t, 0, false), 0 }, { "smooths", v->mode != SLICE_CACHE, 0 },
-        { "smaller", t->part > 1, 0 }, { "moves", t->length > 1, 0 }, { "right", t->mean.move[0], 0 },
-        { "down", t->mean.move[1], 0 }, { "motion", t->mean.outside, 0 }, { "seconds", t->length / 24.0, 0 },
-        { "share", 100.0 / t->length, 0 }, { "clean", 0, clean_words[t->s.config.prediction_type] },
-        { "slicing", 0, slice_words[v->mode] },
-        { "scheduler", 0, sched_names[j->scheduler] }, { "asked", 0, j->camera }, { "asked motion", 0, j->motion },
-        { "positive", 0, j->rows[1].emb1.key }, { "negative", 0, j->rows[0].emb1.key },
-        { "camera", 0, camera_word(t->mean.move[0], t->mean.move[1], j->width, j->height) },
+    int64_t across = c->image_size / c->patch_size;     /* CLIP's patches */
+    int64_t pixels = 3 * t->length * j->height * j->width, latents = t->frames * t->h * t->w * t->z;
+    const struct { const char *name; int64_t value; } numbers[] = {
+        /* the clip, its latents, its patches, and the one that is followed */
+        { "T", t->length }, { "H", j->height }, { "W", j->width }, { "share", 100 / t->length + 1 }, { "F", t->frames },
+        { "h", t->h }, { "w", t->w }, { "Z", t->z }, { "fewer", pixels / latents }, { "gh", t->gh }, { "gw", t->gw },
+        { "N", t->frames * t->gh * t->gw }, { "middle", t->frames / 2 }, { "qy", t->gh / 2 }, { "qx", t->gw / 2 },
+        /* the run */
+        { "steps", j->steps }, { "calls", t->s.calls }, { "close", t->close }, { "B", t->rows },
+        /* DiT and CLIP */
+        { "L", t->layers }, { "L-1", t->layers - 1 }, { "L/2", t->layers / 2 }, { "kept", t->layers / 2 - 1 },
+        { "D", t->d }, { "heads", d->num_attention_heads }, { "head", d->attention_head_dim }, { "inner", d->inner },
+        { "numbers", t->numbers }, { "text", d->text_len + d->text_len_t5 }, { "X", d->cross_attention_dim },
+        { "Q", d->n_query }, { "out", d->out_channels }, { "side", c->image_size }, { "clip width", c->hidden_size },
+        { "clip tokens", across * across }, { "clip layers", c->num_hidden_layers },
     };
-    size_t i = 0, count = sizeof all / sizeof *all;
-    while (i < count && strcmp(all[i].name, name))
-        i++;
-    return i < count ? all[i] : (named){ 0 };
+    const struct { const char *name, *word; } words[] = {
+        { "scheduler", sched_names[j->scheduler] }, { "asked", j->camera },
+        { "positive", j->rows[1].emb1.key }, { "negative", j->rows[0].emb1.key },   /* of embeddings.safetensors */
+        { "camera", camera_word(t->mean.move[0], t->mean.move[1], j->width, j->height) },
+        { "clean", (const char *const[]){ [EPSILON] = "(x &minus; &beta; v) / &alpha;", [SAMPLE] = "v",
+            [V_PREDICTION] = "&alpha; x &minus; &beta; v" }[t->s.config.prediction_type] },
+    };
+    size_t before = p->length;
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (!strcmp(numbers[i].name, name))
+            print_to(p, "%lld", ll(numbers[i].value));
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (!strcmp(words[i].name, name))
+            print_to(p, "%s", words[i].word);
+    if (!strcmp(name, "command"))
+        put_command(p, j);
+    if (p->length == before)    /* no such name */
+        print_to(p, "`%s`", name);
 }
 
-static const struct { const char *name; void (*draw)(string *p, const tour *t); } drawings[] = {
-    { "command", draw_command }, { "model", draw_model }, { "total", draw_total }, { "contents", draw_contents },
-    { "given", draw_given }, { "mask", draw_mask }, { "clip", draw_clip }, { "picture latents", draw_picture_latents },
-    { "mask latents", draw_mask_latents }, { "steps", draw_steps }, { "timesteps", draw_timesteps },
-    { "waves", draw_waves }, { "rotary", draw_rotary }, { "times", draw_times }, { "middle", draw_middle },
-    { "attention", draw_attention }, { "rows", draw_rows }, { "differences", draw_differences },
-    { "guidance", draw_guidance }, { "sublayers", draw_sublayers }, { "skips", draw_skips }, { "slices", draw_slices },
-    { "jumps", draw_jumps }, { "frames", draw_frames },
-};
-
-/* What stands for `name`: whole numbers as they are, others to three digits. */
-static void put_named(string *p, const tour *t, const char *name)
-{
-    named found = find_named(t, name);
-    if (found.word)
-        print_to(p, "%s", found.word);
-    else if (found.name)
-        print_to(p, found.value == rint(found.value) ? "%.0f" : "%.3g", found.value);
-    for (size_t i = 0; i < sizeof drawings / sizeof *drawings && *name == '#'; i++)
-        if (!strcmp(drawings[i].name, name + 1))
-            drawings[i].draw(p, t);
-}
-
-/* A text, with what stands for its names. */
+/* A text, of which every second part, between ` and `, is a name: "`T` frames of `W` &times; `H`" becomes "24 frames of
+ * 128 &times; 128". The other parts are HTML, and stay as they are. */
 static void put_words(string *p, const tour *t, const char *text)
 {
-    bool shown = true;
-    for (bool plain = true; *text; plain = !plain) {
+    for (bool named = false; *text; named = !named) {
         size_t length = strcspn(text, "`");
         char *part = text_of("%.*s", (int)length, text);
-        if (!plain && *part == '/')
-            shown = true;
-        else if (!plain && (*part == '?' || *part == '!'))
-            shown &= (find_named(t, part + 1).value != 0) == (*part == '?');
-        else if (shown && !plain)
+        if (named)
             put_named(p, t, part);
-        else if (shown)
+        else
             print_to(p, "%s", part);
         free(part);
-        text += length + (text[length] == '`');
+        text += length + (text[length] == '`');     /* not beyond the end */
     }
 }
 
+/* A section: words and figures, then what the reader may check. The cost is measured: what a <time> element holds is
+ * all of a page that differs from run to run. */
 static void put_section(string *p, const tour *t, int i)
 {
     const char *const facts[][2] = {
         { "Formula", sections[i].formula }, { "Shapes", sections[i].shapes }, { "Source", sections[i].source },
     };
     print_to(p, "<section id=\"s%d\">\n<h2>%d. %s</h2>\n", i + 1, i + 1, sections[i].title);
-    put_words(p, t, sections[i].text);
-    if (sections[i].formula) {
-        print_to(p, "<dl>");
-        for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < 3 && sections[i].parts[k].text; k++) {
+        const string *drawn = &t->drawn[sections[i].parts[k].figure];       /* HTML already */
+        print_to(p, "<p>");
+        put_words(p, t, sections[i].parts[k].text);
+        print_to(p, "</p>\n<div class=\"%s\">%s</div>\n", sections[i].parts[k].class,
+                 drawn->length ? drawn->text : "<small>This run has none.</small>");
+    }
+    print_to(p, "<dl>");
+    for (int k = 0; k < 3; k++)
+        if (facts[k][1]) {
             print_to(p, "<dt>%s</dt><dd>", facts[k][0]);
             put_words(p, t, facts[k][1]);
-            print_to(p, "</dd>\n");
+            print_to(p, "</dd>");
         }
-        print_to(p, "<dt>Cost</dt><dd>");
-        put_cost(p, t, sections[i].from, sections[i].to);
-        print_to(p, "</dd></dl>\n");
-    }
-    print_to(p, "</section>\n");
+    print_to(p, "<dt>Cost</dt><dd>%.3g GFLOP, <time datetime=\"PT%.3fS\">%.3g s</time></dd></dl>\n</section>\n",
+             t->work[i] / 1e9, t->seconds[i], t->seconds[i]);
 }
 
-/* ruyi tour: a generation, and its page. */
+/* ruyi tour: a generation, and its page instead of its frames. Whether the page can be written is asked before the
+ * model is opened, like everything that can be asked early. The clip's cost is that of all sections. */
 static void command_tour(job *j)
 {
     const char *path = j->out;
@@ -4137,13 +3738,20 @@ static void command_tour(job *j)
     j->out = NULL;              /* no frames are written */
     double start = now();
     open_generate(j);
-    run_flow(j, flow_tour, prepare_tour);
+    *t = tour_of(j);            /* sizes come from what is open */
+    run_flow(j, flow_tour, fit_pictures);
     string p = { 0 };
     put_words(&p, t, page_head);
+    for (int i = 0; i < SECTIONS; i++) {
+        print_to(&p, "<li><a href=\"#s%d\">%s</a></li>\n", i + 1, sections[i].title);
+        t->seconds[S_FRAMES] += i < S_FRAMES ? t->seconds[i] : 0;
+        t->work[S_FRAMES] += i < S_FRAMES ? t->work[i] : 0;
+    }
+    print_to(&p, "</ol></nav>\n");
     for (int i = 0; i < SECTIONS; i++)
         put_section(&p, t, i);
     print_to(&p, "</body>\n</html>\n");
-    double size = (double)p.length / 1e6;
+    double size = (double)p.length / 1e6;       /* text_write ends the text */
     text_write(&p, path);
     if (!j->quiet)
         fprintf(stderr, "%s: a page of %.1f MB, %.1f s\n", path, size, now() - start);

@@ -286,7 +286,7 @@ int stop_numbers(const run *r, const char *format, ...);
 int hooks_end(const hooks *h);                      /* the verdict of check, if there is one: an exit code */
 void dump(const run *r, tensor x, layout order, const char *name, ...) PRINTF(4, 5);
 void dump_data(const run *r, const void *data, dtype type, shape s, const char *name, ...) PRINTF(5, 6);
-/* What is no stage, only seen: a block's attn1.q, attn1.k, and a call's sinusoids, rotary (dit.c). */
+/* What is no stage, only seen: a call's input, sinusoids, rotary, and a block's attn1.q, attn1.k (dit.c). */
 void show(const run *r, const void *data, dtype type, shape s, const char *name);
 void dump_check(const char *folder);                /* makes the folder, or dies early */
 
