@@ -2021,7 +2021,6 @@ bool ppm_parse(const unsigned char *bytes, size_t size, size_t *used, image *out
     const char *text = (const char *)bytes;
     scan s = { text, text, text + size, false, reason };
     uint32_t w = 0, h = 0, most = 0, value = 0;
-    uint64_t samples, need;
     *out = (image){0};
     EXPECT(scan_one(&s, "P") && scan_one(&s, "356"), "got another kind of file, expected P6, P3 or P5");
     bool digits = bytes[1] == '3', grey = bytes[1] == '5', valid = true;
@@ -2030,20 +2029,18 @@ bool ppm_parse(const unsigned char *bytes, size_t size, size_t *used, image *out
         return false;
     EXPECT(is_space(peek(&s)), "got no white space after maxval, expected one");
     s.at += !digits;                    /* in P3 it is the white space before the first sample */
-    /* In digits, a sample takes a blank and a digit at least: no size allocates more than the data justifies. */
-    size_t left = (size_t)(s.end - s.at);
-    bool fits = multiply((uint64_t)w * h, grey ? 1 : 3, &samples) &&
-                multiply(samples, digits || most > 255 ? 2 : 1, &need) && need <= left;
-    EXPECT(fits, "got %zu bytes of data, expected more for %" PRIu32 " x %" PRIu32, left, w, h);
+    /* In digits, a sample takes a blank and a digit at least: no size allocates more than the data justifies. Three
+     * samples of 2^31 x 2^31 pixels just fit 64 bits, and dividing what is left cannot overflow. */
+    uint64_t left = (uint64_t)(s.end - s.at), samples = (uint64_t)w * h * (grey ? 1 : 3);
+    EXPECT(samples <= left / (digits || most > 255 ? 2 : 1), "got %" PRIu64 " bytes of data, expected more for %" PRIu32
+           " x %" PRIu32, left, w, h);
     unsigned char *rgb = allocate((size_t)w * h, 3), *to = rgb;
     for (uint64_t i = 0; i < samples && (valid = ppm_sample(&s, digits, most, &value)); i++)
         for (int copies = grey ? 3 : 1; copies > 0; copies--)
             *to++ = (unsigned char)((255 * value + most / 2) / most);
     *used = (size_t)(s.at - text);
-    if (valid)
-        *out = (image){ w, h, rgb };
-    else
-        free(rgb);
+    *out = valid ? (image){ w, h, rgb } : (image){0};
+    free(valid ? NULL : rgb);
     return valid;
 }
 
@@ -2058,29 +2055,25 @@ bool ppm_parse(const unsigned char *bytes, size_t size, size_t *used, image *out
  * its block as it is, wherever the letters after 420 place it; so what y4m_planes wrote comes back, and writing it
  * again gives the same bytes where no colour was cut to 0..255 (tests/io_test.h). Rate and aspect are not used. */
 
-/* The names after C, and the pixels of a chroma sample; 0: grey. */
-static const struct { const char *name; int x, y; } chromas[] = {
-    { "420jpeg", 2, 2 }, { "420mpeg2", 2, 2 }, { "420paldv", 2, 2 }, { "420", 2, 2 }, { "422", 2, 1 }, { "444", 1, 1 },
-    { "mono", 0, 0 },
-};
+/* The names after C, and the pixels that share a chroma sample, x and y; 0: grey. Names beyond these have more than 8
+ * bits, or planes that are no picture (alpha). */
+static const char *const chromas[] = { "420jpeg", "420mpeg2", "420paldv", "420", "422", "444", "mono" };
+static const int chroma_steps[][2] = { { 2, 2 }, { 2, 2 }, { 2, 2 }, { 2, 2 }, { 2, 1 }, { 1, 1 }, { 0, 0 } };
 enum { CHROMAS = sizeof chromas / sizeof *chromas };
 
 /* One parameter of the header: its letter and its value. */
 static bool y4m_parameter(char letter, const char *value, y4m *out, char reason[REASON])
 {
-    int64_t *side = letter == 'W' ? &out->w : &out->h;
-    size_t length = strlen(value), i = 0;
     if (letter == 'W' || letter == 'H') {
-        *side = length < 10 && strspn(value, "0123456789") == length ? atoi(value) : 0;
+        int64_t *side = letter == 'W' ? &out->w : &out->h;
+        *side = strlen(value) < 10 && !value[strspn(value, "0123456789")] ? atoi(value) : 0;
         EXPECT(*side > 0, "got the side %c%.20s, expected 1 to 999999999", letter, value);
     } else if (letter == 'C') {
-        while (i < CHROMAS && strcmp(chromas[i].name, value) != 0)
-            i++;
-        EXPECT(i < CHROMAS, "got the colours %.20s, expected 8 bits of 420, 422, 444 or mono", value);
-        out->step_x = chromas[i].x;
-        out->step_y = chromas[i].y;
+        int i = place_of(value, chromas, CHROMAS);
+        EXPECT(i >= 0, "got the colours %.20s, expected 8 bits of 420, 422, 444 or mono", value);
+        out->step_x = chroma_steps[i][0], out->step_y = chroma_steps[i][1];
     }
-    bool interlaced = letter == 'I' && length == 1 && strchr("tbm", *value);
+    bool interlaced = letter == 'I' && strlen(value) == 1 && strchr("tbm", *value);
     EXPECT(!interlaced, "got interlaced frames, expected whole ones; deinterlace it");
     out->full |= letter == 'X' && strcmp(value, "COLORRANGE=FULL") == 0;
     return true;
@@ -2089,24 +2082,20 @@ static bool y4m_parameter(char letter, const char *value, y4m *out, char reason[
 /* The first line of a stream, or a reason. used: its bytes, after which the frames follow. */
 bool y4m_header(const unsigned char *bytes, size_t size, size_t *used, y4m *out, char reason[REASON])
 {
-    const char *at = (const char *)bytes, *line = size ? memchr(at, '\n', size) : NULL;
+    const char *text = (const char *)bytes, *end = size ? memchr(text, '\n', size) : NULL;
     *out = (y4m){ .step_x = 2, .step_y = 2 };
-    EXPECT(size >= 9 && memcmp(at, "YUV4MPEG2", 9) == 0, "got another kind of file, expected Y4M");
-    EXPECT(line && !memchr(at, 0, (size_t)(line - at)), "got no end of the header, expected a line");
-    for (at += 9; at < line;) {
-        EXPECT(*at == ' ', "got no blank between two parameters, expected one");
-        const char *begin = ++at;
-        while (at < line && *at != ' ')
-            at++;
-        char *value = at > begin ? text_of("%.*s", (int)(at - begin), begin) : NULL;
-        bool valid = !value || y4m_parameter(*value, value + 1, out, reason);
-        free(value);
-        if (!valid)
-            return false;
-    }
-    EXPECT(out->w && out->h, "got no width or no height, expected W and H");
-    *used = (size_t)(line + 1 - (const char *)bytes);
-    return true;
+    EXPECT(size >= 9 && memcmp(text, "YUV4MPEG2", 9) == 0, "got another kind of file, expected Y4M");
+    EXPECT(end && !memchr(text, 0, (size_t)(end - text)), "got no end of the header, expected a line");
+    EXPECT(text[9] == ' ' || text[9] == '\n', "got no blank between two parameters, expected one");
+    *used = (size_t)(end + 1 - text);
+    char *line = allocate(*used, 1), *rest;             /* the header alone, whose end becomes a string's */
+    memcpy(line, text, *used - 1);
+    bool valid = true;
+    for (char *p = strtok_r(line + 9, " ", &rest); p && valid; p = strtok_r(NULL, " ", &rest))
+        valid = y4m_parameter(*p, p + 1, out, reason);
+    free(line);
+    EXPECT(!valid || (out->w && out->h), "got no width or no height, expected W and H");
+    return valid;
 }
 
 /* a / b as one of 256 levels, halves up. */
@@ -2116,7 +2105,8 @@ static unsigned char to_byte(int64_t a, int64_t b)
 }
 
 /* BT.601 back to R, G, B, the inverse of y4m_planes, in exact integers: R = Y + 1.402 Cr, B = Y + 1.772 Cb, and G from
- * Y = 0.299 R + 0.587 G + 0.114 B. Limited range stretches Y by 255/219 and chroma by 255/224 first. */
+ * Y = 0.299 R + 0.587 G + 0.114 B. Limited range stretches Y by 255/219 and chroma by 255/224 first; all of it is
+ * carried times 219 * 224, so that only to_byte rounds. */
 static void y4m_pixel(unsigned char *rgb, int64_t luma, int64_t blue, int64_t red, bool full)
 {
     int64_t unit = full ? 1 : 219 * 224, y = full ? luma : (luma - 16) * 255 * 224, scale = full ? 1 : 255 * 219;
@@ -2126,7 +2116,8 @@ static void y4m_pixel(unsigned char *rgb, int64_t luma, int64_t blue, int64_t re
     rgb[2] = to_byte(1000 * y + 1772 * cb, 1000 * unit);
 }
 
-/* One frame from the front of the bytes -> [h][w][3], or a reason; as ppm_parse. */
+/* One frame from the front of the bytes -> [h][w][3], or a reason; as ppm_parse. Odd sides have a chroma sample for
+ * their last, lone pixel, so its grid is rounded up. Sides below 10^9 keep every product within 64 bits. */
 bool y4m_parse(const y4m *head, const unsigned char *bytes, size_t size, size_t *used, image *out, char reason[REASON])
 {
     const unsigned char *line = size ? memchr(bytes, '\n', size) : NULL;
@@ -2138,13 +2129,12 @@ bool y4m_parse(const y4m *head, const unsigned char *bytes, size_t size, size_t 
     uint64_t luma = (uint64_t)(w * h), chroma = x ? (uint64_t)(row * ((h + y - 1) / y)) : 0, all = luma + 2 * chroma;
     EXPECT(all <= left, "got %zu bytes of data, expected %" PRIu64 " for %" PRId64 " x %" PRId64, left, all, w, h);
     const unsigned char *cb = line + 1 + luma, *cr = cb + chroma;
-    unsigned char *rgb = allocate((size_t)luma, 3);
+    *out = (image){ w, h, allocate((size_t)luma, 3) };
     for (int64_t i = 0; i < w * h; i++) {
         int64_t sample = x ? i / w / y * row + i % w / x : 0;
-        y4m_pixel(rgb + 3 * i, line[1 + i], x ? cb[sample] : 128, x ? cr[sample] : 128, head->full || !x);
+        y4m_pixel(out->rgb + 3 * i, line[1 + i], x ? cb[sample] : 128, x ? cr[sample] : 128, head->full || !x);
     }
-    *used = (size_t)(line + 1 - bytes) + (size_t)all;
-    *out = (image){ w, h, rgb };
+    *used = size - left + (size_t)all;
     return true;
 }
 
@@ -2154,22 +2144,21 @@ bool y4m_parse(const y4m *head, const unsigned char *bytes, size_t size, size_t 
  *     frame-%04d.ppm          a file each: from number 0 on (or 1, where there is no 0) until one is missing
  *     ...:7   ...:0..4   ...:-5..     some of them: counted from 0, negative ones from the end, both ends included
  *
- * A file that has the whole name, colon and all, is read as it is. */
+ * A file that has the whole name, colon and all, is read as it is. A choice is made after reading, since the end of a
+ * stream is known only there; what is not chosen is freed. */
 
-/* A choice of frames: "7", "0..4", "-5..", "..4". false: the text is none. */
+/* A choice of frames: "7", "0..4", "-5..", "..4". false: the text is none. strtoll reads the numbers, and would skip
+ * white space before them; 32 bits keep every later sum of places within 64. */
 bool frames_parse(const char *text, int64_t *first, int64_t *last)
 {
-    char *end;
-    *first = *last = strtoll(text, &end, 10);
-    bool found = end > text;
-    if (strncmp(end, "..", 2) == 0) {
-        const char *second = end + 2;
-        *last = strtoll(second, &end, 10);
-        found |= end > second;
-        *last = end > second ? *last : -1;
-    }
+    const char *dots = strstr(text, ".."), *second = dots ? dots + 2 : text;
+    char *end, *end2;
+    *first = strtoll(text, &end, 10);
+    *last = strtoll(second, &end2, 10);
+    bool found = end > text || end2 > second, whole = (!dots || end == dots) && !*end2;
+    *last = dots && end2 == second ? -1 : *last;
     bool small = *first == (int32_t)*first && *last == (int32_t)*last;
-    return found && small && !*end && !strpbrk(text, " \t\n\v\f\r");
+    return found && whole && small && !strpbrk(text, " \t\n\v\f\r");
 }
 
 /* Places from the end become places from the start; dies where the clip, of `count` pictures, has no such frames. */
@@ -2183,7 +2172,8 @@ void frames_resolve(const char *name, int64_t count, int64_t *first, int64_t *la
 }
 
 /* Appends all pictures of a file, or of standard input for "-", to the list, which grows; returns the new count. White
- * space between pictures and at the end is skipped: P3 files have it. */
+ * space between pictures and at the end is skipped: P3 files have it. Files are mapped, as a clip may be larger than
+ * memory; what cannot be (pipes, devices) is read whole. */
 static int64_t file_read(const char *path, image **list, int64_t count)
 {
     size_t size, used = 0, at = 0;
@@ -2197,7 +2187,7 @@ static int64_t file_read(const char *path, image **list, int64_t count)
     bool stream = size > 0 && *bytes == 'Y', valid = !stream || y4m_header(bytes, size, &at, &head, reason);
     NEED(valid, "%s: %s; write it anew", name, reason);
     for (; at < size || count == before; at += used) {
-        if ((count & (count - 1)) == 0)
+        if ((count & (count - 1)) == 0)                 /* 0, 1, 2, 4, 8, ...: the list is full */
             *list = grow(*list, (size_t)greater(1, 2 * count), sizeof **list);
         valid = stream ? y4m_parse(&head, bytes + at, size - at, &used, *list + count, reason)
                      : ppm_parse(bytes + at, size - at, &used, *list + count, reason);
@@ -2213,17 +2203,17 @@ static int64_t file_read(const char *path, image **list, int64_t count)
     return count;
 }
 
-/* All files of a series, one after the other; where there is none, the first name's absence is the message. */
+/* All files of a series, one after the other. Number 0 may be missing; 1 may not, if nothing was before it: where there
+ * is no file at all, its absence is the message. */
 static int64_t series_read(const char *path, image **list, int64_t count)
 {
-    bool there = true;
-    for (int64_t number = 0, before = count; there; number++) {
+    int64_t before = count;
+    for (int64_t number = 0, there = 1; there || number == 1; number++) {
         char *name = series_name(path, number);
         there = file_exists(name) || (number == 1 && count == before);
         if (there)
             count = file_read(name, list, count);
         free(name);
-        there |= number == 0;
     }
     return count;
 }
@@ -2241,14 +2231,15 @@ int64_t images_read(const char *path, int64_t room, image **list, int64_t count)
     char *series = file_exists(name) ? NULL : series_name(name, 0);
     int64_t end = (series ? series_read : file_read)(name, list, count);
     frames_resolve(strcmp(name, "-") ? name : "standard input", end - count, &first, &last);
-    NEED(last - first < room, "%s: pictures: got %" PRId64 ", expected at most %" PRId64 "; give fewer, as in %s:%"
-         PRId64 "..", name, last - first + 1, room, name, -room);
+    int64_t chosen = last - first + 1;
+    NEED(chosen <= room, "%s: pictures: got %" PRId64 ", expected at most %" PRId64 "; give fewer, as in %s:%" PRId64
+         "..", name, chosen, room, name, -room);
     for (int64_t i = count; i < end; i++)
         if (i - count < first || i - count > last)
             free((*list)[i].rgb);
-    memmove(*list + count, *list + count + first, (size_t)(last - first + 1) * sizeof **list);
+    memmove(*list + count, *list + count + first, (size_t)chosen * sizeof **list);
     free(name), free(series);
-    return count + last - first + 1;
+    return count + chosen;
 }
 
 /* ---------------------------------------------------------------- Pillow's resize
@@ -2265,7 +2256,8 @@ int64_t images_read(const char *path, int64_t room, image **list, int64_t count)
  * Formula   One axis, `in` to `out` samples, s = in/out, f = max(s, 1): sample i lies at c = (i + 1/2) s and is the sum
  *           of p_j B((j - c + 1/2) / f), |j - c| within 2 f, over the sum of the weights. B is the cubic with a = -1/2.
  * Method    Weights in double, then rounded to 22 bits after the point; sums in integers; the result of the first axis
- *           is rounded to 8 bits. An axis that does not change is skipped.
+ *           is rounded to 8 bits. Pillow skips an axis that does not change; here it comes out as it went in, since B
+ *           is exactly 1 at 0 and 0 at every other whole number.
  * Accuracy  Bit for bit Pillow 13's Image.resize of RGB, if no multiplication is fused with an addition. */
 
 /* B, in exactly these operations: another factoring rounds otherwise. Keys' cubic convolution, nought beyond 2. */
@@ -2325,16 +2317,8 @@ static image resize_axis(image in, int64_t size, bool vertical)
 image image_resize(image in, int64_t w, int64_t h)
 {
     bool vertical = h < in.h && in.h - h > 2 * (in.w - w);
-    image out = { in.w, in.h, allocate((size_t)(in.w * in.h), 3) };
-    memcpy(out.rgb, in.rgb, (size_t)(in.w * in.h * 3));
-    for (int pass = 0; pass < 2; pass++, vertical = !vertical) {
-        int64_t size = vertical ? h : w;
-        if (size == (vertical ? out.h : out.w))
-            continue;
-        image next = resize_axis(out, size, vertical);
-        free(out.rgb);
-        out = next;
-    }
+    image half = resize_axis(in, vertical ? h : w, vertical), out = resize_axis(half, vertical ? w : h, !vertical);
+    free(half.rgb);
     return out;
 }
 
@@ -2352,34 +2336,33 @@ image image_resize(image in, int64_t w, int64_t h)
 /* One struct for both kinds: planes tells them apart. Frames come one at a time, so that no more than one is held. */
 struct output {
     char *path;                 /* as given: the pattern, or "-" */
-    int64_t w, h, frames, done;
-    writer **files;             /* PPM: one a frame; Y4M: one, NULL for standard output */
+    int64_t w, h, done, nfiles; /* pixels; Y4M: frames */
+    writer **files;             /* [nfiles] PPM: one a frame; Y4M: one, or none for standard output */
     unsigned char *planes;      /* Y4M: one frame, Y then Cb then Cr */
-    size_t planes_size;
 };
+
+static size_t planes_size(int64_t w, int64_t h) { return (size_t)(w * h + 2 * ((w + 1) / 2) * ((h + 1) / 2)); }
 
 /* "-" or NAME.y4m: one stream; NAME%04d.ppm: one file a frame, from 0 on. w, h: pixels of every frame. Whatever cannot
  * work dies here, before the hours of computing: another ending or pattern is BAD_INPUT, a place that takes no files is
  * SYSTEM_ERROR. */
-output *output_open(const char *path, int64_t w, int64_t h, int64_t frames)
+output *output_open(const char *path, int64_t w, int64_t h)
 {
     bool standard = strcmp(path, "-") == 0, ppm = fnmatch("*.ppm", path, 0) == 0;
     NEED(standard || ppm || fnmatch("*.y4m", path, 0) == 0,
          "%s: output: got another ending, expected .y4m, -%%04d.ppm, or - alone; rename it", path);
-    output *o = allocate(1, sizeof *o);
-    *o = (output){ .path = text_of("%s", path), .w = w, .h = h, .frames = frames };
     char *first = ppm ? series_name(path, 0) : NULL;
     NEED(!ppm || first, "%s: output: got no single number field, expected one, as in frame-%%04d.ppm; rename it", path);
     free(first);
     if (!standard)
         output_check(path);
-    o->files = allocate(ppm ? (size_t)frames : 1, sizeof *o->files);
+    output *o = allocate(1, sizeof *o);
+    *o = (output){ .path = text_of("%s", path), .w = w, .h = h, .files = allocate(1, sizeof *o->files) };
     if (ppm)
         return o;
-    o->planes_size = (size_t)(w * h + 2 * ((w + 1) / 2) * ((h + 1) / 2));
-    o->planes = allocate(o->planes_size, 1);
+    o->planes = allocate(planes_size(w, h), 1);
     if (!standard)
-        o->files[0] = writer_open(path);
+        o->files[o->nfiles++] = writer_open(path);
     return o;
 }
 
@@ -2388,13 +2371,13 @@ output *output_open(const char *path, int64_t w, int64_t h, int64_t frames)
  * parameter of somebody's own; FFmpeg reads this one. */
 static void y4m_frame(output *o, const unsigned char *rgb)
 {
-    int fd = o->files[0] ? o->files[0]->fd : STDOUT_FILENO;
+    int fd = o->nfiles ? o->files[0]->fd : STDOUT_FILENO;
     char *head = text_of("YUV4MPEG2 W%" PRId64 " H%" PRId64 " F24:1 Ip A1:1 C420jpeg XCOLORRANGE=FULL\n", o->w, o->h);
     y4m_planes(rgb, o->w, o->h, o->planes);
-    if (o->done == 0)
+    if (o->done++ == 0)
         put(fd, o->path, head, strlen(head));
     put(fd, o->path, "FRAME\n", 6);
-    put(fd, o->path, o->planes, o->planes_size);
+    put(fd, o->path, o->planes, planes_size(o->w, o->h));
     free(head);
 }
 
@@ -2416,33 +2399,28 @@ void ppm_write(const char *path, image picture)
     writer_rename(ppm_put(path, picture.w, picture.h, picture.rgb, false));
 }
 
-static void ppm_frame(output *o, const unsigned char *rgb)
-{
-    char *name = series_name(o->path, o->done);
-    o->files[o->done] = ppm_put(name, o->w, o->h, rgb, true);
-    free(name);
-}
-
-/* rgb: [h][w][3] of the next frame, 8 bits. SYSTEM_ERROR where it cannot be written. More frames than announced are a
- * bug of the program. */
+/* rgb: [h][w][3] of the next frame, 8 bits. SYSTEM_ERROR where it cannot be written. */
 void output_frame(output *o, const unsigned char *rgb)
 {
-    if (o->done == o->frames)
-        die(SYSTEM_ERROR, "%s: output: got more frames, expected %" PRId64 "; report this bug", o->path, o->frames);
-    (o->planes ? y4m_frame : ppm_frame)(o, rgb);
-    o->done++;
+    if (o->planes) {
+        y4m_frame(o, rgb);
+    } else {
+        char *name = series_name(o->path, o->nfiles);
+        o->files = grow(o->files, (size_t)o->nfiles + 1, sizeof *o->files);
+        o->files[o->nfiles++] = ppm_put(name, o->w, o->h, rgb, true);
+        free(name);
+    }
 }
 
 /* Gives the files their names, after all frames are written, and frees the output. Until here a failed run has changed
- * nothing that the user sees. */
+ * nothing that the user sees; no signal comes between two names, so that a series is there as a whole or not at all. */
 void output_close(output *o)
 {
-    if (o->planes && o->files[0])
+    if (o->planes && o->nfiles)
         writer_finish(o->files[0], true);
-    sigset_t before = hold_signals();               /* all frames or none */
-    for (int64_t i = 0; i < (o->planes ? 1 : o->done); i++)
-        if (o->files[i])
-            writer_rename(o->files[i]);
+    sigset_t before = hold_signals();
+    for (int64_t i = 0; i < o->nfiles; i++)
+        writer_rename(o->files[i]);
     release_signals(before);
     free(o->files), free(o->planes), free(o->path), free(o);
 }
@@ -2484,15 +2462,17 @@ void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *p
  *     IDAT     zlib (RFC 1950): 78 01; stored blocks (RFC 1951): 1 in the last, else 0, n and ~n, lowest byte first,
  *              n <= 65535 bytes; Adler-32 of all their bytes
  *     pixels   a row is 0 (no filter), then R, G, B of each pixel */
+enum { STORED = 65535, ADLER = 65521 };     /* the longest block; the largest prime below 2^16 */
 
 static unsigned char *png_word(unsigned char *to, uint32_t n)
 {
-    for (int i = 0; i < 4; i++)
-        to[i] = (unsigned char)(n >> (24 - 8 * i));
-    return to + 4;
+    for (int shift = 24; shift >= 0; shift -= 8)
+        *to++ = (unsigned char)(n >> shift);
+    return to;
 }
 
-/* What stands behind the bytes of a chunk that begin 8 bytes after its start and end at `end`. */
+/* Completes the chunk whose bytes begin 8 after its start and end at `end`; returns its end. The CRC is taken bit by
+ * bit: 0xedb88320 is its polynomial with the lowest power first. */
 static unsigned char *png_chunk(unsigned char *start, const char *letters, unsigned char *end)
 {
     uint32_t crc = UINT32_MAX;
@@ -2509,38 +2489,21 @@ static unsigned char *png_chunk(unsigned char *start, const char *letters, unsig
 /* The zlib stream of a picture's rows; returns its end. */
 static unsigned char *png_rows(unsigned char *at, image picture)
 {
-    enum { STORED = 65535, ADLER = 65521 };
     int64_t row = 3 * picture.w + 1, size = row * picture.h;
     uint32_t a = 1, b = 0;
     *at++ = 0x78, *at++ = 1;
     for (int64_t i = 0; i < size; i++) {
         if (i % STORED == 0) {
             int64_t n = lesser(size - i, STORED);
-            const unsigned char head[] = { i + n == size, (unsigned char)n, (unsigned char)(n >> 8),
-                                           (unsigned char)~n, (unsigned char)(~n >> 8) };
-            memcpy(at, head, 5);
-            at += 5;
+            const int64_t head[] = { i + n == size, n, n >> 8, ~n, ~n >> 8 };
+            for (int k = 0; k < 5; k++)
+                *at++ = (unsigned char)head[k];
         }
         *at = i % row ? picture.rgb[i - i / row - 1] : 0;
         a = (a + *at++) % ADLER;
         b = (b + a) % ADLER;
     }
     return png_word(at, b << 16 | a);
-}
-
-/* A picture as the bytes of a PNG file, to be freed. */
-static unsigned char *png_bytes(image picture, size_t *size)
-{
-    size_t rows = (3 * (size_t)picture.w + 1) * (size_t)picture.h;
-    unsigned char *png = allocate(rows + 5 * (rows / 65535 + 1) + 64, 1), *start = png + 8, *at = start + 8;
-    memcpy(png, "\x89PNG\r\n\x1a\n", 8);
-    at = png_word(png_word(at, (uint32_t)picture.w), (uint32_t)picture.h);
-    memcpy(at, "\x08\x02\0\0", 5);
-    start = png_chunk(start, "IHDR", at + 5);
-    start = png_chunk(start, "IDAT", png_rows(start + 8, picture));
-    start = png_chunk(start, "IEND", start + 8);
-    *size = (size_t)(start - png);
-    return png;
 }
 
 void print_html(string *page, const char *text)
@@ -2551,17 +2514,24 @@ void print_html(string *page, const char *text)
     }
 }
 
+/* Base64 writes 3 bytes as 4 digits of 6 bits; = stands for the bytes that the last 3 do not have, which are 0 here:
+ * PNG's own words take 63 bytes, the rest of 72 stays as it was allocated. */
 void print_picture(string *page, image picture)
 {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    size_t size;
-    unsigned char *png = png_bytes(picture, &size);
+    size_t rows = (3 * (size_t)picture.w + 1) * (size_t)picture.h;
+    unsigned char *png = allocate(rows + 5 * (rows / STORED + 1) + 72, 1), *end;
+    memcpy(png, "\x89PNG\r\n\x1a\n", 8);
+    end = png_word(png_word(png + 16, (uint32_t)picture.w), (uint32_t)picture.h);
+    memcpy(end, "\x08\x02\0\0", 5);
+    end = png_chunk(png + 8, "IHDR", end + 5);
+    end = png_chunk(end, "IDAT", png_rows(end + 8, picture));
+    end = png_chunk(end, "IEND", end + 8);
     print_to(page, "data:image/png;base64,");
-    for (size_t i = 0; i < size; i += 3) {
-        size_t left = size - i;
-        int three = png[i] << 16 | (left > 1 ? png[i + 1] << 8 : 0) | (left > 2 ? png[i + 2] : 0);
-        print_to(page, "%c%c%c%c", digits[three >> 18 & 63], digits[three >> 12 & 63],
-                 left > 1 ? digits[three >> 6 & 63] : '=', left > 2 ? digits[three & 63] : '=');
+    for (const unsigned char *p = png; p < end; p += 3) {
+        int three = p[0] << 16 | p[1] << 8 | p[2];
+        print_to(page, "%c%c%c%c", digits[three >> 18], digits[three >> 12 & 63],
+                 end - p > 1 ? digits[three >> 6 & 63] : '=', end - p > 2 ? digits[three & 63] : '=');
     }
     free(png);
 }
@@ -2578,6 +2548,119 @@ void text_write(string *text, const char *path)
     *text = (string){ 0 };
 }
 
+/* ---------------------------------------------------------------- packs
+ *
+ * A pack is the tensors of files, sorted in the order of computing. Compare walks through it, so that the first that
+ * differs points at the cause and not at what follows from it; runs take stages from it by name.
+ *
+ * stage_order: the parts of names in the order in which a run makes them. One list serves every level: names are
+ * compared part by part, and no two levels disagree. Numbers count, and a name comes after those that it begins
+ * (block.03 ends with the stream after block.03.ff):
+ *
+ *     mask < step.000.temb < step.000.block.02.ff < step.000.block.02 < step.000.block.10 < step.001.temb < frames
+ */
+static const char *const stage_order[] = {
+    "skip", "time", "norm1", "attn1", "attn2", "pixels", "mask", "clip", "ff", "embed", "layer", "hidden",
+    "mask_latents", "masked_latents", "noise", "timesteps", "step", "temb", "text", "image", "patch", "block",
+    "norm_out", "teacache", "vae", "enc", "moments", "dec", "conv_in", "down", "mid", "up", "out", "pred", "latents",
+    "decoded", "video", "frames",
+};
+
+/* Rank of a name's part: numbers by value, then the list, then the rest, all alike. An end ranks last. */
+static int64_t part_rank(const char *part, size_t length)
+{
+    const int64_t words = INT64_C(1) << 40;
+    int64_t count = sizeof stage_order / sizeof *stage_order, i = 0;
+    if (length == 0)
+        return INT64_MAX;
+    if (is_digit(*part))
+        return lesser(strtol(part, NULL, 10), words - 1);
+    while (i < count && (strlen(stage_order[i]) != length || strncmp(stage_order[i], part, length) != 0))
+        i++;
+    return words + i;
+}
+
+/* The order of computing, part by part. Words that the list does not have go by their letters. Different names never
+ * compare equal ("3" and "03" have one rank): the names themselves decide last, so that bsearch finds exactly one. */
+static int stage_compare(const char *s, const char *t)
+{
+    for (const char *p = s, *q = t; *p || *q;) {
+        size_t m = strcspn(p, "."), n = strcspn(q, ".");
+        int64_t x = part_rank(p, m), y = part_rank(q, n);
+        int64_t words = strncmp(p, q, m < n ? m : n), longer = (int64_t)m - (int64_t)n;
+        int64_t order = x != y ? x - y : is_digit(*p) ? 0 : words ? words : longer;
+        if (order != 0)
+            return order < 0 ? -1 : 1;
+        p += m + (p[m] == '.');
+        q += n + (q[n] == '.');
+    }
+    return strcmp(s, t);
+}
+
+static int by_stage(const void *a, const void *b)
+{
+    return stage_compare((*(const st_tensor *const *)a)->name, (*(const st_tensor *const *)b)->name);
+}
+
+/* Appends the tensors of a file whose names the glob matches. */
+static void pack_add(pack *p, const char *path, const char *glob)
+{
+    safetensors *file = safetensors_open(path);
+    p->files = grow(p->files, (size_t)p->nfiles + 1, sizeof *p->files);
+    p->files[p->nfiles++] = file;
+    p->tensors = grow(p->tensors, (size_t)(p->count + file->count), sizeof *p->tensors);
+    for (const st_tensor *t = file->tensors; t < file->tensors + file->count; t++)
+        if (fnmatch(glob, t->name, 0) == 0)
+            p->tensors[p->count++] = t;
+}
+
+/* All tensors of a file, of a golden case (FOLDER/expected.safetensors), or of the .safetensors files of a folder, in
+ * execution order; no name twice, since a name decides what is compared with what. readdir's order does not matter:
+ * sorting has one result. BAD_INPUT for anything else. PATH:GLOB means only the tensors that the glob matches, where no
+ * file has that name as a whole. */
+pack *pack_open(const char *text)
+{
+    const char *colon = file_exists(text) ? NULL : strrchr(text, ':'), *glob = colon ? colon + 1 : "*";
+    pack *p = allocate(1, sizeof *p);
+    char *path = text_of("%.*s", (int)(colon ? (size_t)(colon - text) : strlen(text)), text);
+    char *expected = text_of("%s/expected.safetensors", path);
+    bool golden = file_exists(expected);
+    DIR *folder = golden ? NULL : opendir(path);
+    if (!golden && !folder && errno != ENOTDIR)
+        die_reading(path);
+    if (!folder)
+        pack_add(p, golden ? expected : path, glob);
+    for (const struct dirent *d; folder && (errno = 0, d = readdir(folder));) {
+        char *name = text_of("%s/%s", path, d->d_name);
+        if (fnmatch("*.safetensors", d->d_name, 0) == 0)
+            pack_add(p, name, glob);
+        free(name);
+    }
+    if (folder && (errno != 0 || closedir(folder) != 0))    /* readdir tells an error from the end by errno alone */
+        die_reading(path);
+    if (p->count > 0)
+        qsort(p->tensors, (size_t)p->count, sizeof *p->tensors, by_stage);
+    for (int64_t i = 1; i < p->count; i++)
+        NEED(strcmp(p->tensors[i - 1]->name, p->tensors[i]->name) != 0,
+             "%s: tensor %s: got it in two files, expected one; move one", path, p->tensors[i]->name);
+    free(expected), free(path);
+    return p;
+}
+
+/* Unmaps everything: tensors of this pack are of no use afterwards. */
+void pack_close(pack *p)
+{
+    for (int f = 0; f < p->nfiles; f++)
+        safetensors_close(p->files[f]);
+    free(p->files), free(p->tensors), free(p);
+}
+
+/* The tensor of that name, or NULL: the order of stages ends in that of the names, so it finds by name. */
+const st_tensor *pack_find(const pack *p, const char *name)
+{
+    return tensor_find(p->tensors, p->count, name, by_stage);
+}
+
 /* ---------------------------------------------------------------- stages
  *
  * A stage is a tensor with a name, step.000.block.02.attn1 say, and the name is all that joins a run to files:
@@ -2591,9 +2674,10 @@ void text_write(string *text, const char *path)
  * Inside, channels are last; files have the order of the public code, which the reference data has, too:
  *     AS_IS                   [N][D], [rows][N][D]: tokens have their width last on both sides
  *     CHANNELS_FIRST          [F][h][w][C] -> [C][F][h][w]
- *     ROWS_CHANNELS_FIRST     [B][F][h][w][C] -> [B][C][F][h][w] */
-
-static int stage_compare(const char *s, const char *t);     /* in the order of computing; below, for packs */
+ *     ROWS_CHANNELS_FIRST     [B][F][h][w][C] -> [B][C][F][h][w]
+ *
+ * A run is planned before it is computed: every stage passes here twice, the first time without data. What is wrong
+ * with a given tensor ends the plan; dumps, checks and looks wait for the data. */
 
 /* The shape in the file of a tensor of shape s here. */
 static shape file_shape(shape s, layout order)
@@ -2626,7 +2710,24 @@ static const st_tensor *find_given(const run *r, const char *name)
     return found;
 }
 
-/* The same, counted; BAD_INPUT where its shape is not the stage's, which is s in files. */
+/* Whether a stage is given, so that nothing which only leads to it need be computed. */
+bool is_given(const run *r, const char *name, ...)
+{
+    FORMATTED(full, name);
+    bool found = find_given(r, full) != NULL;
+    free(full);
+    return found;
+}
+
+/* Copies a tensor of a file into a stage's, where that has data. */
+static void copy_given(real *to, shape s, layout order, const st_tensor *t)
+{
+    for (uint64_t i = 0, count = shape_count(s); to && i < count; i++)
+        to[i] = (real)element(t, file_index(s, count, order, i));
+}
+
+/* The tensor that takes the place of a stage, counted, or NULL; BAD_INPUT where its shape is not the stage's, which is
+ * s in files: in the plan already, as everything that is wrong with an input. */
 static const st_tensor *take_given(const run *r, const char *name, shape s, bool integers)
 {
     const st_tensor *t = find_given(r, name);
@@ -2639,33 +2740,14 @@ static const st_tensor *take_given(const run *r, const char *name, shape s, bool
     return t;
 }
 
-/* Whether a stage is given, so that nothing which only leads to it need be computed. */
-bool is_given(const run *r, const char *name, ...)
-{
-    FORMATTED(full, name);
-    bool found = find_given(r, full) != NULL;
-    free(full);
-    return found;
-}
-
-/* Copies a tensor of a file into a stage's. */
-static void copy_given(tensor x, layout order, const st_tensor *t)
-{
-    shape s = tensor_shape(x);
-    uint64_t count = shape_count(s);
-    for (uint64_t i = 0; i < count; i++)
-        x.data[i] = (real)element(t, file_index(s, count, order, i));
-}
-
-/* Where the stage is given, x becomes it and the caller computes nothing: true. BAD_INPUT for another shape, in the
- * plan already, as everything that is wrong with an input. */
+/* Where the stage is given, x becomes it and the caller computes nothing: true. */
 bool given(const run *r, tensor x, layout order, const char *name, ...)
 {
     FORMATTED(full, name);
     const st_tensor *t = take_given(r, full, file_shape(tensor_shape(x), order), false);
     free(full);
-    if (t && x.data)
-        copy_given(x, order, t);
+    if (t)
+        copy_given(x.data, tensor_shape(x), order, t);
     return t != NULL;
 }
 
@@ -2710,27 +2792,19 @@ static bool dump_wanted(const hooks *h, const char *name)
     return h->dump_dir && wanted;
 }
 
-/* DIR/NAME.safetensors. */
-static void dump_write(const hooks *h, st_entry only)
+/* A stage against the truth's; whether the truth may take its place, which is so where it is exact for this build:
+ * errors then do not add up, and every later stage is judged for itself. Truths that were rounded to float32 would
+ * spoil double's digits. */
+static bool check_stage(const hooks *h, const st_tensor *truth, st_entry e)
 {
-    char *path = text_of("%s/%s.safetensors", h->dump_dir, only.name);
-    safetensors_put(path, &only, 1, false);     /* a dump may be lost in a crash: no sync */
-    free(path);
-}
-
-/* A stage against the truth's, and, where that is exact for this build, the truth in its place: errors then do not add
- * up, and every later stage is judged for itself. Truths that were rounded to float32 would spoil double's digits. */
-static void check_stage(const hooks *h, const st_tensor *truth, st_entry e, tensor x, layout order)
-{
-    uint64_t count = shape_count(e.shape), bytes = (uint64_t)dtype_bits[e.type] / 8;
-    unsigned char *turned = file_order(e.data, count, bytes);
-    st_tensor mine = { .name = (char *)e.name, .type = e.type, .ndim = e.shape.ndim, .dim = e.shape.dim,
-                       .data = turned ? turned : e.data, .count = count, .bytes = count * bytes };
+    uint64_t count = shape_count(e.shape);
+    unsigned char *turned = file_order(e.data, count, (size_t)dtype_bits[e.type] / 8);
+    st_tensor mine = { .type = e.type, .ndim = e.shape.ndim, .dim = e.shape.dim, .data = turned ? turned : e.data,
+                       .count = count };
     *used(truth) = true;
     bool alike = judge_pair(h->judge, truth, &mine);
     free(turned);
-    if (x.data && alike && (sizeof(real) == 4 || truth->type == F64))
-        copy_given(x, order, truth);
+    return alike && (sizeof(real) == 4 || truth->type == F64);
 }
 
 /* The verdict of check: DONE or DIFFERS; DONE where nothing was to be judged. What the truth has and the run did not
@@ -2744,34 +2818,40 @@ int hooks_end(const hooks *h)
     return h->truth ? judge_end(h->judge, h->truth->files[0]->path, "this run", 0) : DONE;
 }
 
-/* What is done with a finished stage: e, whose data are in this order, for reading; x (data NULL: none) is what the run
- * goes on with. Only what is wanted is turned to the file's order. Takes over the name. */
-static void stage_done(const run *r, st_entry e, tensor x, layout order, char *name)
+/* What is done with a finished stage: e, whose data are in this order, for reading; x (NULL: none), the same data, is
+ * what the run goes on with. Only what is wanted is turned to the file's order. A dump may be lost in a crash: no
+ * sync. */
+static void stage_done(const run *r, st_entry e, layout order, real *x)
 {
     hooks *h = r->hooks;
-    bool last = h->stop_after && strcmp(name, h->stop_after) == 0, there = !r->arena->planning && e.data;
-    bool written = there && dump_wanted(h, name);
-    const st_tensor *truth = there && h->truth ? pack_find(h->truth, name) : NULL;
+    if (!h)
+        return;
+    bool last = h->stop_after && strcmp(e.name, h->stop_after) == 0, there = !r->arena->planning && e.data;
+    bool written = there && dump_wanted(h, e.name);
+    const st_tensor *truth = there && h->truth ? pack_find(h->truth, e.name) : NULL;
+    st_entry out = { e.name, e.type, file_shape(e.shape, order), e.data };
+    real *turned = NULL;
+    h->stop_known |= last;
     if (there && h->look)
         h->look(r, e);
-    h->stop_known |= last;
-    real *turned = NULL;
     if ((written || truth) && order != AS_IS) {
         uint64_t count = shape_count(e.shape);
-        e.data = turned = allocate(count, sizeof *turned);
+        out.data = turned = allocate(count, sizeof *turned);
         for (uint64_t i = 0; i < count; i++)
-            turned[file_index(e.shape, count, order, i)] = x.data[i];
-        e.shape = file_shape(e.shape, order);
+            turned[file_index(e.shape, count, order, i)] = x[i];
     }
-    if (written)
-        dump_write(h, e);
-    if (truth)
-        check_stage(h, truth, e, x, order);
+    if (written) {
+        char *path = text_of("%s/%s.safetensors", h->dump_dir, e.name);
+        safetensors_put(path, &out, 1, false);
+        free(path);
+    }
+    if (truth && check_stage(h, truth, out))
+        copy_given(x, e.shape, order, truth);
     if (there && last) {                /* nothing more is wanted */
         remove_temporaries();
         exit(hooks_end(h));
     }
-    free(turned), free(name);
+    free(turned);
 }
 
 /* Shows what is no stage: never written, given or judged. */
@@ -2783,30 +2863,27 @@ void show(const run *r, const void *data, dtype type, shape s, const char *name)
 
 /* Ends a stage: written to DIR/NAME.safetensors in PyTorch's order, one tensor NAME of the build's own precision;
  * judged and replaced by the truth; the run's end, whatever was asked for. SYSTEM_ERROR where it cannot be written.
- * Names are stages, as in stage_order below. */
+ * Names are stages, as in stage_order above. */
 void dump(const run *r, tensor x, layout order, const char *name, ...)
 {
-    if (!r->hooks)
-        return;
     FORMATTED(full, name);
-    stage_done(r, (st_entry){ full, REAL_TYPE, tensor_shape(x), x.data }, x, order, full);
+    stage_done(r, (st_entry){ full, REAL_TYPE, tensor_shape(x), x.data }, order, x.data);
+    free(full);
 }
 
 /* The same for data of any type, in PyTorch's order already, which the run does not go on with. */
 void dump_data(const run *r, const void *data, dtype type, shape s, const char *name, ...)
 {
-    if (!r->hooks)
-        return;
     FORMATTED(full, name);
-    stage_done(r, (st_entry){ full, type, s, data }, (tensor){ 0 }, AS_IS, full);
+    stage_done(r, (st_entry){ full, type, s, data }, AS_IS, NULL);
+    free(full);
 }
 
 /* ---------------------------------------------------------------- compare
  *
- * GOLDEN and MINE are files or folders of files; their tensors meet by name, in the order of computing, so that the
- * first that differs points at the cause and not at what follows from it. A float tensor is held to four limits, all of
- * them multiples of one, L, which class and floor decide (limit_of). With d = mine - golden, all sums in double, and
- * RMS = |golden| / sqrt(count):
+ * GOLDEN and MINE are packs; their tensors meet by name, in the order of computing. A float tensor is held to four
+ * limits, all of them multiples of one, L, which class and floor decide (limit_of). With d = mine - golden, all sums in
+ * double, and RMS = |golden| / sqrt(count):
  *
  *     rel-L2      |d| / |golden|, Euclidean lengths: one measure for all stages, whatever their size and scale       L
  *     slice       |d_s| / max(|golden_s|, |golden| / sqrt(n)) of the worst of the n slices of a dimension          2 L
@@ -2820,148 +2897,38 @@ void dump_data(const run *r, const void *data, dtype type, shape s, const char *
  * all golden cases, those of float32, and of PyTorch in half types, are at most 0.44 L (slice) and 1.9 L (element),
  * and bias cannot be larger than rel-L2, whose floor is L / 8.
  *
+ * What must be equal, and 8-bit frames, have two others: the largest difference, and the share of elements that have
+ * one (changed).
+ *
  * Printed and not judged: cosine, which forgives any scale, and ULPs, of which small elements have many. They are of
  * the class's type at golden's magnitude; their percentiles come from a histogram of 8 bins an octave.
  *
- *     compare: judge_new, pack_open --> for each name judge_pair: run_sweep (one pass), measure, note --> judge_end
+ *     compare: judge_new, pack_open --> for each name judge_pair: sweep (one pass), measure, note --> judge_end
  */
-
-/* The parts of names in the order in which a run makes them. One list serves every level: names are compared part by
- * part, and no two levels disagree. Numbers count, and a name comes after those that it begins (block.03 ends with the
- * stream after block.03.ff):
- *
- *     mask < step.000.temb < step.000.block.02.ff < step.000.block.02 < step.000.block.10 < step.001.temb < frames
- */
-static const char *const stage_order[] = {
-    "skip", "time", "norm1", "attn1", "attn2", "pixels", "mask", "clip", "ff", "embed", "layer", "hidden",
-    "mask_latents", "masked_latents", "noise", "timesteps", "step", "temb", "text", "image", "patch", "block",
-    "norm_out", "teacache", "vae", "enc", "moments", "dec", "conv_in", "down", "mid", "up", "out", "pred", "latents",
-    "decoded", "video", "frames",
-};
-
-/* Rank of a name's part: numbers by value, then the list, then the rest, all alike. An end ranks last. */
-static int64_t part_rank(const char *part, size_t length)
-{
-    const int64_t words = INT64_C(1) << 40;
-    int64_t count = sizeof stage_order / sizeof *stage_order, i = 0;
-    if (length == 0)
-        return INT64_MAX;
-    if (is_digit(*part))
-        return lesser(strtol(part, NULL, 10), words - 1);
-    while (i < count && (strlen(stage_order[i]) != length || strncmp(stage_order[i], part, length) != 0))
-        i++;
-    return words + i;
-}
-
-/* The order of computing, part by part. Words that the list does not have go by their letters. Different names never
- * compare equal ("3" and "03" have one rank): the names themselves decide last, so that bsearch finds exactly one. */
-static int stage_compare(const char *s, const char *t)
-{
-    for (const char *p = s, *q = t; *p || *q;) {
-        size_t m = strcspn(p, "."), n = strcspn(q, ".");
-        int64_t x = part_rank(p, m), y = part_rank(q, n);
-        int words = is_digit(*p) ? 0 : strncmp(p, q, m < n ? m : n);
-        if (x != y)
-            return x < y ? -1 : 1;
-        if (words != 0 || (!is_digit(*p) && m != n))
-            return words != 0 ? words : m < n ? -1 : 1;
-        p += m + (p[m] == '.');
-        q += n + (q[n] == '.');
-    }
-    return strcmp(s, t);
-}
-
-static int by_stage(const void *a, const void *b)
-{
-    return stage_compare((*(const st_tensor *const *)a)->name, (*(const st_tensor *const *)b)->name);
-}
-
-/* Appends the tensors of a file whose names the glob matches. */
-static void pack_add(pack *p, const char *path, const char *glob)
-{
-    safetensors *file = safetensors_open(path);
-    p->files = grow(p->files, (size_t)p->nfiles + 1, sizeof *p->files);
-    p->files[p->nfiles++] = file;
-    p->tensors = grow(p->tensors, (size_t)(p->count + file->count), sizeof *p->tensors);
-    for (const st_tensor *t = file->tensors; t < file->tensors + file->count; t++)
-        if (fnmatch(glob, t->name, 0) == 0)
-            p->tensors[p->count++] = t;
-}
-
-/* All .safetensors files of an open folder. */
-static void pack_add_folder(pack *p, DIR *folder, const char *path, const char *glob)
-{
-    for (const struct dirent *d; errno = 0, (d = readdir(folder));) {
-        char *name = text_of("%s/%s", path, d->d_name);
-        if (fnmatch("*.safetensors", d->d_name, 0) == 0)
-            pack_add(p, name, glob);
-        free(name);
-    }
-    if (errno != 0)
-        die_reading(path);
-    closedir(folder);
-}
-
-/* All tensors of a file, of a golden case (FOLDER/expected.safetensors), or of the .safetensors files of a folder, in
- * execution order; no name twice, since a name decides what is compared with what. readdir's order does not matter:
- * sorting has one result. BAD_INPUT for anything else. PATH:GLOB means only the tensors that the glob matches, where no
- * file has that name as a whole. */
-pack *pack_open(const char *text)
-{
-    const char *colon = file_exists(text) ? NULL : strrchr(text, ':'), *glob = colon ? colon + 1 : "*";
-    pack *p = allocate(1, sizeof *p);
-    char *path = text_of("%.*s", (int)(colon ? (size_t)(colon - text) : strlen(text)), text);
-    char *expected = text_of("%s/expected.safetensors", path);
-    bool golden = file_exists(expected);
-    DIR *folder = golden ? NULL : opendir(path);
-    if (!golden && !folder && errno != ENOTDIR)
-        die_reading(path);
-    if (folder)
-        pack_add_folder(p, folder, path, glob);
-    else
-        pack_add(p, golden ? expected : path, glob);
-    if (p->count > 0)
-        qsort(p->tensors, (size_t)p->count, sizeof *p->tensors, by_stage);
-    for (int64_t i = 1; i < p->count; i++) {
-        const char *name = p->tensors[i]->name;
-        NEED(strcmp(p->tensors[i - 1]->name, name) != 0,
-             "%s: tensor %s: got it in two files, expected one; move one", path, name);
-    }
-    free(expected), free(path);
-    return p;
-}
-
-/* Unmaps everything: tensors of this pack are of no use afterwards. */
-void pack_close(pack *p)
-{
-    for (int f = 0; f < p->nfiles; f++)
-        safetensors_close(p->files[f]);
-    free(p->files), free(p->tensors), free(p);
-}
-
-/* The tensor of that name, or NULL: the order of stages ends in that of the names, so it finds by name. */
-const st_tensor *pack_find(const pack *p, const char *name)
-{
-    return tensor_find(p->tensors, p->count, name, by_stage);
-}
-
-/* ---------------------------------------------------------------- compare: limits */
 
 /* What separates the classes. u is half an ulp of 1, the largest relative error of one rounding: 2^-24, 2^-11, 2^-8. */
 typedef struct {
     const char *name, *floors;          /* metadata's key for floors in this arithmetic */
     int digits, smallest;               /* of the type: bits of the significand, exponent of the smallest ulp */
     double least, unknown, most;        /* L at least, where there is no floor, and at most */
+    double steps, share;                /* of frames without floors: the largest difference, and how many have one */
 } judge_class;
 static const judge_class classes[] = {
-    { "fp64", NULL, 53, -1022, 0, 0, 0 },
-    { "fp32", "floor", 24, -149, 2e-6, 2e-6, 6e-5 },
-    { "fp16", "floor.fp16", 11, -24, 0x1p-9, 0x1p-7, 0.5 },     /* 4 u, 16 u */
-    { "bf16", "floor.bf16", 8, -133, 0x1p-6, 0x1p-4, 0.5 },
+    { "fp64", NULL, 53, -1022, 0, 0, 0, 0, 0 },
+    { "fp32", "floor", 24, -149, 2e-6, 2e-6, 6e-5, 1, 1e-3 },
+    { "fp16", "floor.fp16", 11, -24, 0x1p-9, 0x1p-7, 0.5, 2, 1 },       /* 4 u, 16 u; 255 * 16 u */
+    { "bf16", "floor.bf16", 8, -133, 0x1p-6, 0x1p-4, 0.5, 16, 1 },
 };
 enum { CLASSES = 4 };
 
 static bool is_half(const judge_class *c) { return c->digits < 24; }
+
+/* What must be equal but for frames: integers, and floats that are made without rounding; noise is drawn in float32,
+ * which half types round. */
+static bool is_exact(const st_tensor *t, const judge_class *c)
+{
+    return is_integer(t->type) || strcmp(t->name, "timesteps") == 0 || (!is_half(c) && strcmp(t->name, "noise") == 0);
+}
 
 /* L, with its reasons. Double: sums in another order move a result by less than 1e-12, and where the truth is stored
  * as F32 (MINE is then rounded likewise) an element that falls to the other side by 6e-8. Others: 8 floors, the
@@ -2978,63 +2945,71 @@ static double limit_of(const judge_class *c, const st_tensor *golden, json floor
         return golden->type == F64 ? 1e-12 : 1e-7;
     if (json_kind(floor) != '0')
         return c->unknown;
-    double f = json_number(floor);
-    if (is_half(c) && !(8 * f <= c->most))
-        return INFINITY;
-    return fmax(fmin(8 * f, tiny && !is_half(c) ? INFINITY : c->most), c->least);
+    double l = 8 * json_number(floor);
+    if (is_half(c) ? l > c->most : tiny)
+        return is_half(c) ? INFINITY : fmax(l, c->least);
+    return fmax(fmin(l, c->most), c->least);
 }
-
-/* Limits of the four measures in L. */
-enum { REL_L2, SLICE, ELEMENT, BIAS };
-static const double in_limits[] = { [REL_L2] = 1, [SLICE] = 2, [ELEMENT] = 12, [BIAS] = 0.5 };
 
 /* Frames are truncated, so that the least difference may turn one over: one step of 255 in a thousandth of the
  * samples. In half types steps and share are 4 floors, steps without a limit beyond 127; without floors they are what
  * `unknown` is of 255, in any number. */
-static void limits_of_frames(const judge_class *c, json floor, double *difference, double *share)
+static void limits_of_frames(const judge_class *c, json floors, double *steps, double *share)
 {
-    json most = json_member(floor, "frames"), differing = json_member(floor, "frames.differing");
-    bool known = json_kind(most) == '0' && json_kind(differing) == '0';
-    *difference = !c->floors ? 0 : !is_half(c) ? 1 : known ? fmax(1, 4 * json_number(most)) : ceil(255 * c->unknown);
-    *share = !c->floors ? 0 : !is_half(c) ? 1e-3 : known ? fmax(1e-3, 4 * json_number(differing)) : 1;
-    if (!(*difference <= 127))
-        *difference = INFINITY;
+    json most = json_member(floors, "frames"), differing = json_member(floors, "frames.differing");
+    *steps = c->steps, *share = c->share;
+    if (is_half(c) && json_kind(most) == '0' && json_kind(differing) == '0') {
+        *steps = 4 * json_number(most) > 127 ? INFINITY : fmax(1, 4 * json_number(most));
+        *share = fmax(1e-3, 4 * json_number(differing));
+    }
 }
 
 /* ---------------------------------------------------------------- compare: one pass over a pair
  *
  * Elements are taken SPAN at a time, as doubles; blocks of them, whose number depends on the shape alone, are tallied
  * in parallel and added up in order, so that the result does not depend on threads. Both are whole pixels of 3. */
-enum { BLOCKS = 64, SLICE_LEAST = 16, SLICES_MOST = 1 << 20, OCTAVE = 8, BINS = 1 + 72 * OCTAVE, EXPONENTS = 2048 };
+enum { BLOCKS = 64, SLICE_LEAST = 16, SLICES_MOST = 1 << 20, OCTAVE = 8, BINS = 1 + 72 * OCTAVE };
+enum { EXPONENTS = 2048, NOT_FINITE = EXPONENTS - 1 };      /* of a double; the last is that of infinities and NaNs */
 
-enum { GOLDEN2, MINE2, ERROR2, ERROR, PRODUCT, SUMS };                      /* of a^2, b^2, d^2, d, a b */
-enum { CHANGED, PIXELS, ODD_GOLDEN, ODD_MINE, COUNTS };
+/* What a pass adds up, over all elements a of GOLDEN, b of MINE, d = b - a; counts, too, are doubles, exact up to 2^53.
+ * What is not finite on either side is in no sum of numbers: it counts as the largest difference, at the exponent that
+ * has nothing else. */
+enum { GOLDEN2, MINE2, ERROR2, ERROR, PRODUCT, CHANGED, SUMS };     /* a^2, b^2, d^2, d, a b; elements that differ */
+enum { PIXELS = SUMS, ODD_GOLDEN, ODD_MINE, BIN, SLICES = BIN + BINS };     /* the same; not finite; see bin_of */
 typedef struct {
-    double sum[SUMS];
-    uint64_t count[COUNTS];             /* elements and pixels that differ; what is not finite, and in no sum */
-    uint64_t first_odd;                 /* the first place where one of both is not finite; UINT64_MAX: none */
-    uint64_t bins[BINS];                /* errors in ulps: none, or below 1/256; then from 2^-8 on, the last open */
-    double largest[EXPONENTS];          /* by the exponent of a: the largest |d|, and the first place that has it */
+    double *sum;                /* [nsums]: those above, and from SLICES on d^2 and a^2 of every slice */
+    double largest[EXPONENTS];  /* by the exponent of a: the largest |d|, and the first place that has it */
     uint64_t place[EXPONENTS];
 } tally;
 
 /* A dimension whose slices are summed: index i is elements i stride to (i + 1) stride of every `size` strides. */
-typedef struct { int dimension; int64_t size, stride, first; } axis;        /* first: of its sums among all */
+typedef struct { int dimension; int64_t size, stride, first; } axis;        /* first: of its sums */
 
-/* What a pass needs to know. */
+/* One thing that was measured, and what was allowed. */
+typedef struct { const char *name; double error, limit; } measure;
+enum { SLICE = 1 };                     /* its place among the measures of floats */
+typedef struct { char text[32]; } number;           /* in words */
+
+/* One tensor of GOLDEN and its namesake: how they are gone through, what was found, and what that is worth. */
 typedef struct {
-    const st_tensor *golden, *mine;
+    const st_tensor *golden, *mine;     /* mine NULL: missing */
+    const judge_class *class;
+    bool alike, exact, mapped;          /* same shape and kind of type; is_exact; both are pages, to be let go of */
     double scale;                       /* a power of 2 that keeps squares within range; mostly 1 */
     double per_ulp[EXPONENTS];          /* 1 / ulp in the class's type, by the exponent bits of a double */
     axis *axes; int naxes;
-    int64_t nslices;
-    uint64_t block;                     /* elements */
-    int nblocks;
-    bool exact;                         /* pixels are counted, and slices not */
-    bool mapped;                        /* both are files' pages, which may be let go of */
-} sweep;
+    int64_t nsums, block; int nblocks;  /* of a tally; elements of a block; blocks */
+    tally seen;
+    measure measures[4]; int count;
+    bool passed;                        /* alike, and within all limits */
+    double ulps;                        /* the largest error in ulps */
+    uint64_t at;                        /* the place to look at: the first that is not finite, or the worst */
+    int dimension; int64_t index;       /* the worst slice; dimension -1: there are none */
+    char *name, *place, *kind[2]; number value[2];  /* in words: of GOLDEN and of MINE, and what they have there */
+} pair;
 
-/* The first bits of a double are its octave and the eighth within it: so is the histogram divided, from 2^-8 on. */
+/* The histogram of errors in ulps: none, or below 1/256, then 8 bins an octave from 2^-8 on, the last one open. The
+ * first bits of a double are its octave and the eighth within it. */
 static const int64_t first_bin = (1023 - 8) * OCTAVE - 1;
 
 static inline int64_t bin_of(double ulps)
@@ -3047,17 +3022,18 @@ static inline int64_t bin_of(double ulps)
 /* The p-th part of all elements has at most this error: the lower end of its bin, exact for whole ulps up to 16. */
 static double percentile(const tally *t, double p)
 {
-    uint64_t count = 0, seen = 0, k = 0;
+    double count = 0, seen = 0;
+    int64_t k = 0;
     for (int i = 0; i < BINS; i++)
-        count += t->bins[i];
-    while (k < BINS - 1 && (double)(seen += t->bins[k]) < p * (double)count)
+        count += t->sum[BIN + i];
+    while (k < BINS - 1 && (seen += t->sum[BIN + k]) < p * count)
         k++;
-    return k == 0 ? 0 : bits_double((k + (uint64_t)first_bin) << 49);
+    return k == 0 ? 0 : bits_double((uint64_t)(k + first_bin) << 49);
 }
 
 /* Adds n elements a, b from `first` on; leaves d^2 and a^2 for the slices. Sums are local here, so that they can be in
- * registers. */
-static void tally_span(const sweep *p, tally *t, uint64_t first, int64_t n, const double *a, double *b, double *golden2)
+ * registers. Doubles do not tell integers beyond 2^53 apart: those that seem equal are looked at again. */
+static void tally_span(const pair *p, tally *t, uint64_t first, int64_t n, const double *a, double *b, double *golden2)
 {
     bool whole = is_integer(p->golden->type);
     double scale = p->scale, sum[SUMS];
@@ -3065,37 +3041,37 @@ static void tally_span(const sweep *p, tally *t, uint64_t first, int64_t n, cons
     for (int64_t i = 0; i < n; i++) {
         uint64_t at = first + (uint64_t)i, exponent = double_bits(a[i]) >> 52 & (EXPONENTS - 1);
         double d = b[i] - a[i], x = a[i] * scale, y = b[i] * scale, e = y - x;
-        bool odd = exponent == EXPONENTS - 1, odd_too = !isfinite(b[i]);
+        bool odd = exponent == NOT_FINITE, odd_too = !isfinite(b[i]);
         b[i] = golden2[i] = 0;
         if (p->exact && d == 0 && exponent < 1023 + 53)                     /* adds nothing that is asked for there */
             continue;
-        if (whole && d == 0)            /* doubles do not tell integers beyond 2^53 apart */
+        if (whole && d == 0)
             d = e = integer(p->golden, at) == integer(p->mine, at) ? 0 : 1;
-        t->count[CHANGED] += odd || odd_too || d != 0;
+        double m = fabs(d), terms[CHANGED] = { [GOLDEN2] = x * x, [MINE2] = y * y, [ERROR2] = e * e, e, x * y };
         if (odd || odd_too) {
-            t->count[ODD_GOLDEN] += odd, t->count[ODD_MINE] += odd_too;
-            t->first_odd = at < t->first_odd ? at : t->first_odd;
-            continue;
+            t->sum[ODD_GOLDEN] += odd, t->sum[ODD_MINE] += odd_too;
+            m = INFINITY, exponent = NOT_FINITE;
+        } else {
+            b[i] = terms[ERROR2], golden2[i] = terms[GOLDEN2];
+            for (int s = 0; s < CHANGED; s++)
+                sum[s] += terms[s];
+            t->sum[BIN + bin_of(m * p->per_ulp[exponent])]++;
         }
-        double m = fabs(d), terms[SUMS] = { [GOLDEN2] = x * x, [MINE2] = y * y, [ERROR2] = e * e, e, x * y };
-        b[i] = terms[ERROR2], golden2[i] = terms[GOLDEN2];
-        for (int s = 0; s < SUMS; s++)
-            sum[s] += terms[s];
+        sum[CHANGED] += m != 0;
         if (m > t->largest[exponent])
             t->largest[exponent] = m, t->place[exponent] = at;
-        t->bins[bin_of(m * p->per_ulp[exponent])]++;
     }
     memcpy(t->sum, sum, sizeof sum);
 }
 
-/* Adds n elements from `first` on, e = d^2 and g = a^2, to the slices that they belong to, run by run of equal index.
- * sums: [slice][d^2, a^2]. */
-static void add_slices(const sweep *p, double *sums, int64_t first, int64_t n, const double *e, const double *g)
+/* Adds n elements from `first` on, e = d^2 and g = a^2, to the slices that they belong to, run by run of equal
+ * index. */
+static void add_slices(const pair *p, double *sum, int64_t first, int64_t n, const double *e, const double *g)
 {
     for (const axis *x = p->axes; x < p->axes + p->naxes; x++) {
         int64_t index = first / x->stride % x->size, rest = x->stride - first % x->stride;
         for (int64_t i = 0, end; i < n; rest = x->stride) {
-            double error2 = 0, golden2 = 0, *slice = sums + 2 * (x->first + index);
+            double error2 = 0, golden2 = 0, *slice = sum + x->first + 2 * index;
             for (end = lesser(n, i + rest); i < end; i++)
                 error2 += e[i], golden2 += g[i];
             slice[0] += error2, slice[1] += golden2;
@@ -3118,341 +3094,295 @@ static void let_go(const st_tensor *t, uint64_t first, uint64_t last)
 #endif
 }
 
-/* Tallies block number k. */
-static void tally_block(const sweep *p, int k, tally *t, double *sums)
+/* Tallies block number k. Where the truth is F32, so is what it is compared with. */
+static void tally_block(const pair *p, int k, tally *t)
 {
-    int64_t start = k * (int64_t)p->block, end = lesser(start + (int64_t)p->block, (int64_t)p->golden->count);
+    int64_t start = k * p->block, end = lesser(start + p->block, (int64_t)p->golden->count);
     double a[SPAN], b[SPAN], golden2[SPAN];
-    t->first_odd = UINT64_MAX;
     for (int64_t at = start, n; at < end; at += n) {
         n = lesser(SPAN, end - at);
         load(p->golden, (uint64_t)at, n, a);
         load(p->mine, (uint64_t)at, n, b);
         for (int64_t i = 0; p->golden->type == F32 && i < n; i++)
-            b[i] = (double)(float)b[i];                                     /* as the truth was */
+            b[i] = (double)(float)b[i];
         for (int64_t i = 0; p->exact && i + 2 < n; i += 3)
-            t->count[PIXELS] += a[i] != b[i] || a[i + 1] != b[i + 1] || a[i + 2] != b[i + 2];
+            t->sum[PIXELS] += a[i] != b[i] || a[i + 1] != b[i + 1] || a[i + 2] != b[i + 2];
         tally_span(p, t, (uint64_t)at, n, a, b, golden2);
-        add_slices(p, sums, at, n, b, golden2);
+        add_slices(p, t->sum, at, n, b, golden2);
     }
     if (p->mapped && end > start)
         let_go(p->golden, (uint64_t)start, (uint64_t)end), let_go(p->mine, (uint64_t)start, (uint64_t)end);
 }
 
-/* Adds what a later block has found. */
-static void tally_add(tally *t, const tally *u)
+/* All blocks: p->seen is what they found together, added up in their order. */
+static void sweep(pair *p)
 {
-    for (int i = 0; i < SUMS; i++)
-        t->sum[i] += u->sum[i];
-    for (int i = 0; i < COUNTS; i++)
-        t->count[i] += u->count[i];
-    if (u->first_odd < t->first_odd)
-        t->first_odd = u->first_odd;
-    for (int i = 0; i < BINS; i++)
-        t->bins[i] += u->bins[i];
-    for (int i = 0; i < EXPONENTS; i++)
-        if (u->largest[i] > t->largest[i])
-            t->largest[i] = u->largest[i], t->place[i] = u->place[i];
-}
-
-/* All blocks, and in *sum what they found together. Returns the slices' sums, [nslices][d^2, a^2], to be freed. */
-static double *run_sweep(const sweep *p, tally *sum)
-{
-    size_t n = 2 * (size_t)p->nslices, blocks = (size_t)p->nblocks;
+    size_t n = (size_t)p->nsums, blocks = (size_t)p->nblocks;
     tally *parts = allocate(blocks, sizeof *parts);
-    double *slices = allocate(blocks * n, sizeof *slices);
+    double *sums = allocate(blocks * n, sizeof *sums);
 #ifdef _OPENMP
 #pragma omp parallel for schedule(dynamic) if (p->nblocks > 1)
 #endif
-    for (int k = 0; k < p->nblocks; k++)
-        tally_block(p, k, &parts[k], slices + (size_t)k * n);
-    for (size_t k = 1; k < blocks; k++) {
-        tally_add(parts, &parts[k]);
-        for (size_t i = 0; i < n; i++)
-            slices[i] += slices[k * n + i];
+    for (int k = 0; k < p->nblocks; k++) {
+        parts[k].sum = sums + (size_t)k * n;
+        tally_block(p, k, &parts[k]);
     }
-    *sum = *parts;
+    for (const tally *t = parts + 1; t < parts + blocks; t++) {
+        for (size_t i = 0; i < n; i++)
+            sums[i] += t->sum[i];
+        for (int e = 0; e < EXPONENTS; e++)
+            if (t->largest[e] > parts->largest[e])
+                parts->largest[e] = t->largest[e], parts->place[e] = t->place[e];
+    }
+    free(p->seen.sum);
+    p->seen = *parts;
     free(parts);
-    return slices;
 }
 
 /* Lays out a pass: which dimensions have slices worth a sum (not of one index, of too few elements, of too many indices
  * to keep), and blocks such that their sums take 32 MB at most (one block's as much as it needs). */
-static sweep plan_sweep(const st_tensor *golden, const st_tensor *mine, const judge_class *c, bool exact)
+static void plan_sweep(pair *p)
 {
-    sweep p = { .golden = golden, .mine = mine, .scale = 1, .exact = exact };
-    int64_t stride = 1, count = (int64_t)golden->count;
-    p.axes = allocate((size_t)golden->ndim, sizeof *p.axes);
-    for (int d = golden->ndim - 1; d >= 0 && count > 0 && !exact; stride *= golden->dim[d--]) {
-        int64_t n = golden->dim[d];
+    const st_tensor *g = p->golden;
+    int64_t stride = 1, count = (int64_t)g->count;
+    p->axes = allocate((size_t)g->ndim, sizeof *p->axes);
+    p->nsums = SLICES;
+    for (int d = g->ndim - 1; d >= 0 && count > 0 && !p->exact; stride *= g->dim[d--]) {
+        int64_t n = g->dim[d];
         if (n == 1 || n > SLICES_MOST || count / n < SLICE_LEAST)
             continue;
-        p.axes[p.naxes++] = (axis){ d, n, stride, p.nslices };
-        p.nslices += n;
+        p->axes[p->naxes++] = (axis){ d, n, stride, p->nsums };
+        p->nsums += 2 * n;
     }
     for (int e = 0; e < EXPONENTS; e++)
-        p.per_ulp[e] = ldexp(1, -(int)greater(e - 1023 - c->digits + 1, c->smallest));
-    int64_t most = lesser(BLOCKS, greater(1, (1 << 22) / (2 * p.nslices + 1)));
-    p.nblocks = (int)lesser(most, (count >> 16) + 1);
-    p.block = (uint64_t)(count / p.nblocks / 3 + 1) * 3;
-    return p;
+        p->per_ulp[e] = ldexp(1, -(int)greater(e - 1023 - p->class->digits + 1, p->class->smallest));
+    int64_t most = lesser(BLOCKS, greater(1, (1 << 22) / (p->nsums - SLICES + 1)));
+    p->nblocks = (int)lesser(most, (count >> 16) + 1);
+    p->block = (count / p->nblocks / 3 + 1) * 3;
+    p->scale = 1;
 }
 
 /* ---------------------------------------------------------------- compare: measures */
 
-/* One tensor of GOLDEN against its namesake: what was measured, and what was allowed. */
-typedef struct { const char *name; double error, limit; } measure;
-typedef struct {
-    const st_tensor *golden, *mine;     /* mine NULL: missing */
-    bool alike, exact, passed;          /* same shape and kind of type; compared element by element; within limits */
-    measure measures[4];
-    int count;
-    tally seen;
-    double ulps;                        /* the largest error in ulps */
-    uint64_t at;                        /* the place to look at: the first that is not finite, or the worst */
-    int dimension; int64_t index;       /* the worst slice; dimension -1: there are none */
-} verdict;
-
 /* The error of the worst slice, and which it is. Where all of GOLDEN is 0, errors are relative to 1. */
-static double worst_slice(verdict *v, const sweep *p, const double *slices)
+static double worst_slice(pair *p)
 {
-    double worst = -1, golden2 = v->seen.sum[GOLDEN2];
-    v->dimension = -1;
+    double worst = -1, golden2 = p->seen.sum[GOLDEN2];
     for (const axis *x = p->axes + p->naxes; x-- > p->axes;)
         for (int64_t i = 0; i < x->size; i++) {
-            const double *s = slices + 2 * (x->first + i);
+            const double *s = p->seen.sum + x->first + 2 * i;
             double error = sqrt(s[0] / (golden2 == 0 ? 1 : fmax(s[1], golden2 / (double)x->size)));
             if (error > worst)
-                worst = error, v->dimension = x->dimension, v->index = i;
+                worst = error, p->dimension = x->dimension, p->index = i;
         }
     return fmax(worst, 0);
 }
 
-/* The four measures of floats; L is rel-L2's limit. */
-static void measure_floats(verdict *v, const sweep *p, const double *slices, double l)
+/* What the pass found, beside its limits. The worst element is sought among the largest differences of each exponent:
+ * within one, all are measured by the same power of 2. NaN where anything is not finite, and that is no limit's to
+ * allow: it is no less than infinity. */
+static void take_measures(pair *p, json floors, bool tiny)
 {
-    const tally *t = &v->seen;
-    double n = fmax(1, (double)v->golden->count), length = t->sum[GOLDEN2] == 0 ? 1 : sqrt(t->sum[GOLDEN2]);
-    double rms = t->sum[GOLDEN2] == 0 ? 1 : length / sqrt(n) / p->scale, worst = 0;
-    bool odd = t->first_odd != UINT64_MAX;
-    for (int e = 0; e < EXPONENTS; e++) {
-        double error = t->largest[e] / fmax(rms, ldexp(1, e - 1023));
-        if (error > worst)
-            worst = error, v->at = t->place[e];
-        v->ulps = fmax(v->ulps, t->largest[e] * p->per_ulp[e]);
+    const tally *t = &p->seen;
+    double n = fmax(1, (double)p->golden->count), length = t->sum[GOLDEN2] == 0 ? 1 : sqrt(t->sum[GOLDEN2]);
+    double rms = t->sum[GOLDEN2] == 0 ? 1 : length / sqrt(n) / p->scale, worst = 0, steps = 0, share = 0;
+    bool odd = t->largest[NOT_FINITE] > 0;
+    for (int e = 0; e < NOT_FINITE; e++) {
+        double error = t->largest[e] / (p->exact ? 1 : fmax(rms, ldexp(1, e - 1023)));
+        if (error > worst || (p->exact && error == worst && t->place[e] < p->at))
+            worst = error, p->at = t->place[e];
+        p->ulps = fmax(p->ulps, t->largest[e] * p->per_ulp[e]);
     }
-    v->measures[REL_L2] = (measure){ "rel-L2", odd ? NAN : sqrt(t->sum[ERROR2]) / length, l };
-    v->measures[SLICE] = (measure){ "slice", worst_slice(v, p, slices), in_limits[SLICE] * l };
-    v->measures[ELEMENT] = (measure){ "element", odd ? NAN : worst, in_limits[ELEMENT] * l };
-    v->measures[BIAS] = (measure){ "bias", fabs(t->sum[ERROR]) / (sqrt(n) * length), in_limits[BIAS] * l };
-    if (l == 1e-7)                      /* roundings of a constant F32 all go one way */
-        v->measures[BIAS].limit = l;
-    v->count = 4;
+    if (odd)
+        worst = NAN, p->at = t->place[NOT_FINITE];
+    if (strcmp(p->golden->name, "frames") == 0)
+        limits_of_frames(p->class, floors, &steps, &share);
+    if (p->exact) {
+        p->measures[p->count++] = (measure){ "difference", worst, steps };
+        p->measures[p->count++] = (measure){ "changed", t->sum[CHANGED] / n, share };
+        return;
+    }
+    double l = limit_of(p->class, p->golden, json_member(floors, p->golden->name), tiny);
+    bool constant = l == 1e-7;          /* roundings of a constant F32 all go one way */
+    p->measures[p->count++] = (measure){ "rel-L2", odd ? NAN : sqrt(t->sum[ERROR2]) / length, l };
+    p->measures[p->count++] = (measure){ "slice", worst_slice(p), 2 * l };
+    p->measures[p->count++] = (measure){ "element", worst, 12 * l };
+    p->measures[p->count++] = (measure){ "bias", fabs(t->sum[ERROR]) / (sqrt(n) * length), constant ? l : l / 2 };
 }
 
-/* What must be equal, or 8-bit frames: the largest difference, and the share of elements that have one. */
-static void measure_exact(verdict *v, double most, double share)
+/* The pass, again with another scale where the squares of doubles leave their range, and what it measured. Floors are
+ * those that GOLDEN's file has for the class, absent where it has none; what is no JSON is BAD_INPUT, since it would
+ * set other limits silently. */
+static void measure_pair(pair *p)
 {
-    const tally *t = &v->seen;
-    double worst = 0;
-    for (int e = 0; e < EXPONENTS; e++)
-        if (t->largest[e] > worst || (t->largest[e] == worst && worst > 0 && t->place[e] < v->at))
-            worst = t->largest[e], v->at = t->place[e];
-    v->measures[0] = (measure){ "difference", t->first_odd == UINT64_MAX ? worst : NAN, most };
-    v->measures[1] = (measure){ "changed", (double)t->count[CHANGED] / fmax(1, (double)v->golden->count), share };
-    v->count = 2;
+    const safetensors *file = p->golden->file;
+    char reason[REASON];
+    json floors = {0}, name = json_member(file->metadata, "case");
+    json member = p->class->floors ? json_member(file->metadata, p->class->floors) : floors;
+    char *text = member.text ? json_string(member) : NULL;
+    bool valid = !text || json_check(text, strlen(text), false, &floors, reason);
+    NEED(valid, "%s: metadata %s: %s; make the file again", file->path, p->class->floors, reason);
+    plan_sweep(p);
+    sweep(p);
+    double golden2 = p->seen.sum[GOLDEN2], most = 0;
+    bool outside = !p->exact && p->seen.sum[CHANGED] > 0 && !(golden2 > 1e-250 && golden2 < 1e250);
+    for (uint64_t i = 0; outside && i < p->golden->count; i++)
+        most = fmax(most, fabs(element(p->golden, i)));
+    if (most > 0 && isfinite(most)) {
+        p->scale = ldexp(1, (int)fmin(1000, -logb(most)));
+        sweep(p);
+    }
+    take_measures(p, floors, name.text && strncmp(name.text, "\"tiny-", 6) == 0);
+    free(text);
 }
 
-/* The pass, again with another scale where the squares of doubles leave their range, and what it measured. */
-static void measure_pair(verdict *v, const judge_class *c, json floor, bool tiny, bool mapped)
+/* The measure that decides: the first that is beyond its limit, or the one that is nearest to it. NaN is beyond any:
+ * conditions are written "error <= limit". */
+static const measure *deciding(const pair *p)
 {
-    sweep p = plan_sweep(v->golden, v->mine, c, v->exact);
-    p.mapped = mapped;
-    double *slices = run_sweep(&p, &v->seen), golden2 = v->seen.sum[GOLDEN2], most = 0, difference = 0, share = 0;
-    bool outside = !v->exact && v->seen.count[CHANGED] > 0 && !(golden2 > 1e-250 && golden2 < 1e250);
-    for (uint64_t i = 0; outside && i < v->golden->count; i++)
-        most = fmax(most, fabs(element(v->golden, i)));
-    if (outside && most > 0 && isfinite(most)) {
-        p.scale = ldexp(1, (int)fmin(1000, -logb(most)));
-        free(slices);
-        slices = run_sweep(&p, &v->seen);
+    const measure *nearest = p->measures;
+    for (const measure *m = nearest; m < p->measures + p->count; m++) {
+        if (!(m->error <= m->limit))
+            return m;
+        if (m->error * nearest->limit > nearest->error * m->limit)
+            nearest = m;
     }
-    if (strcmp(v->golden->name, "frames") == 0)
-        limits_of_frames(c, floor, &difference, &share);
-    if (v->exact)
-        measure_exact(v, difference, share);
-    else
-        measure_floats(v, &p, slices, limit_of(c, v->golden, json_member(floor, v->golden->name), tiny));
-    if (v->seen.first_odd != UINT64_MAX)
-        v->at = v->seen.first_odd;
-    free(slices), free(p.axes);
-}
-
-/* The measure that decides: the first that is beyond its limit, or the one that is nearest to it. */
-static const measure *deciding(const verdict *v)
-{
-    const measure *m = v->measures;
-    for (int i = 1; i < v->count; i++) {
-        const measure *next = &v->measures[i];
-        bool nearer = next->error * m->limit > m->error * next->limit || !(next->error <= next->limit);
-        if (m->error <= m->limit && nearer)
-            m = next;
-    }
-    return m;
+    return nearest;
 }
 
 /* ---------------------------------------------------------------- compare: the report
  *
  * A verdict has two forms: lines for people, and an object of JSON (`strict`), which has no word for what is not finite
- * but null. */
+ * but null. What both say in words of their own is written down once, by describe; the rest is numbers. */
 
-/* A foreign string as JSON has it between the quotes, which also keeps it on one line of a terminal. */
-static void print_name(string *to, const char *s)
+/* A foreign string as JSON has it between the quotes, which also keeps it on one line of a terminal. A new string. */
+static char *name_text(const char *s)
 {
+    string to = { .text = allocate(1, 1) };
     for (; *s; s++)
         if ((unsigned char)*s == 0xC0)
-            print_to(to, "\\u0000"), s++;                                   /* C0 80: see json_string */
+            print_to(&to, "\\u0000"), s++;                                  /* C0 80: see json_string */
         else if ((unsigned char)*s < ' ' || *s == 0x7f)
-            print_to(to, "\\u%04x", (unsigned)*s);
+            print_to(&to, "\\u%04x", (unsigned)*s);
         else
-            print_to(to, *s == '"' || *s == '\\' ? "\\%c" : "%c", *s);
+            print_to(&to, *s == '"' || *s == '\\' ? "\\%c" : "%c", *s);
+    return to.text;
 }
 
-/* "F32 [2, 3]", or "nothing"; JSON: {"dtype":"F32","shape":[2, 3]}, or null. */
-static void print_kind(string *to, const char *before, const st_tensor *t, bool strict)
+/* "F32 [2, 3]", or "nothing"; JSON: {"dtype":"F32","shape":[2, 3]}, or null. A new string. */
+static char *kind_text(const st_tensor *t, bool strict)
 {
     char *dims = t ? list_text(t->ndim, t->dim) : NULL;
-    print_to(to, "%s%s", before, t ? "" : strict ? "null" : "nothing");
-    if (t)
-        print_to(to, strict ? "{\"dtype\":\"%s\",\"shape\":%s}" : "%s %s", dtype_name[t->type], dims);
+    char *kind = t ? text_of(strict ? "{\"dtype\":\"%s\",\"shape\":%s}" : "%s %s", dtype_name[t->type], dims)
+                   : text_of(strict ? "null" : "nothing");
     free(dims);
+    return kind;
 }
 
-static void print_real(string *to, const char *before, double x, int digits, bool strict)
+/* A number with so many digits. */
+static number number_text(double x, int digits, bool strict)
 {
-    print_to(to, "%s", before);
-    if (strict && !isfinite(x))
-        print_to(to, "null");
-    else
-        print_to(to, "%.*g", digits, x);
+    number n = { "null" };
+    if (!strict || isfinite(x))
+        snprintf(n.text, sizeof n.text, "%.*g", digits, x);
+    return n;
 }
 
 /* An element, with as many digits as tell it from all others of its type. */
-static void print_value(string *to, const char *before, const st_tensor *t, uint64_t i, bool strict)
+static number value_text(const st_tensor *t, uint64_t i, bool strict)
 {
+    number n = { "nothing" };
+    if (t->count > 0 && !is_integer(t->type))
+        return number_text(element(t, i), t->type == F64 ? 17 : 9, strict);
     bool minus = t->count > 0 && element(t, i) < 0;
-    if (t->count == 0)
-        print_to(to, "%snothing", before);
-    else if (!is_integer(t->type))
-        print_real(to, before, element(t, i), t->type == F64 ? 17 : 9, strict);
-    else
-        print_to(to, "%s%s%" PRIu64, before, minus ? "-" : "", minus ? -integer(t, i) : integer(t, i));
+    if (t->count > 0)
+        snprintf(n.text, sizeof n.text, "%s%" PRIu64, minus ? "-" : "", minus ? -integer(t, i) : integer(t, i));
+    return n;
 }
 
-/* The place to look at, "[1, 2]", and what is there on either side; the words stand before the three. */
-static void print_place(string *to, const verdict *v, const char *const words[3], bool strict)
+/* The words of a pair: its name, what either side is, the place to look at, "[1, 2]", and what is there. */
+static void describe_pair(pair *p, bool strict)
 {
-    const st_tensor *t = v->golden;
-    int64_t *index = allocate((size_t)t->ndim, sizeof *index);
-    uint64_t at = v->at;
-    for (int d = t->ndim - 1; d >= 0 && t->count > 0; at /= (uint64_t)t->dim[d--])
-        index[d] = (int64_t)(at % (uint64_t)t->dim[d]);
-    char *text = list_text(t->ndim, index);
-    print_to(to, "%s%s", words[0], text);
-    print_value(to, words[1], t, v->at, strict);
-    print_value(to, words[2], v->mine, v->at, strict);
-    free(index), free(text);
+    const st_tensor *g = p->golden;
+    int64_t *index = allocate((size_t)g->ndim, sizeof *index);
+    uint64_t at = p->at;
+    for (int d = g->ndim - 1; d >= 0 && g->count > 0; at /= (uint64_t)g->dim[d--])
+        index[d] = (int64_t)(at % (uint64_t)g->dim[d]);
+    p->name = name_text(g->name);
+    p->place = list_text(g->ndim, index);
+    p->kind[0] = kind_text(g, strict);
+    p->kind[1] = kind_text(p->mine, strict);
+    for (int i = 0; i < 2 && p->alike; i++)
+        p->value[i] = value_text(i ? p->mine : g, p->at, strict);
+    free(index);
 }
 
 /* What is printed of floats beside the measures. */
 static double cosine(const tally *t) { return t->sum[PRODUCT] / sqrt(t->sum[GOLDEN2]) / sqrt(t->sum[MINE2]); }
 
-/* What was measured of a tensor, in parts with `between` between them; no end of line. */
-static void print_measures(string *to, const verdict *v, const judge_class *c, const char *between)
+/* What was measured of a tensor, in parts with `between` between them; no end of line. The worst slice is written as
+ * NumPy takes it: [:, 7, :]. PSNR is that of all frames together, of 255. */
+static void print_measures(string *to, const pair *p, const char *between)
 {
-    const tally *t = &v->seen;
-    double n = fmax(1, (double)v->golden->count);
-    for (int i = 0; i < v->count; i++) {
-        print_to(to, "%s %.3g, limit %.3g", v->measures[i].name, v->measures[i].error, v->measures[i].limit);
-        bool sliced = !v->exact && i == SLICE && v->dimension >= 0;
-        for (int d = 0; sliced && d < v->golden->ndim; d++) {
-            char *index = d == v->dimension ? text_of("%" PRId64, v->index) : text_of(":");
-            print_to(to, "%s%s", d ? ", " : ", [", index);
-            free(index);
-        }
+    const double *sum = p->seen.sum, n = fmax(1, (double)p->golden->count);
+    for (int i = 0; i < p->count; i++) {
+        print_to(to, "%s %.3g, limit %.3g", p->measures[i].name, p->measures[i].error, p->measures[i].limit);
+        bool sliced = i == SLICE && p->dimension >= 0;
+        for (int d = 0; sliced && d < p->golden->ndim; d++)
+            print_to(to, "%s%s", d ? ", " : ", [", d == p->dimension ? number_text((double)p->index, 9, 0).text : ":");
         print_to(to, "%s%s", sliced ? "]" : "", between);
     }
-    if (v->exact)
-        print_to(to, "%" PRIu64 " of %" PRIu64 " elements differ", t->count[CHANGED], v->golden->count);
-    if (v->exact && strcmp(v->golden->name, "frames") == 0)
-        print_to(to, ", %.3g %% of pixels; PSNR %.4g dB", 300 * (double)t->count[PIXELS] / n,
-                 10 * log10(255 * 255 * n / t->sum[ERROR2]));
-    if (!v->exact)
-        print_to(to, "ulps of %s p50 %.3g, p99 %.3g, max %.3g; cosine %.9g", c->name, percentile(t, 0.5),
-                 percentile(t, 0.99), v->ulps, cosine(t));
-    if (t->first_odd != UINT64_MAX)
-        print_to(to, "%snot finite: %" PRIu64 " in GOLDEN, %" PRIu64 " in MINE", between, t->count[ODD_GOLDEN],
-                 t->count[ODD_MINE]);
+    if (p->exact)
+        print_to(to, "%.0f of %" PRIu64 " elements differ", sum[CHANGED], p->golden->count);
+    else
+        print_to(to, "ulps of %s p50 %.3g, p99 %.3g, max %.3g; cosine %.9g", p->class->name,
+                 percentile(&p->seen, 0.5), percentile(&p->seen, 0.99), p->ulps, cosine(&p->seen));
+    if (p->exact && strcmp(p->golden->name, "frames") == 0)
+        print_to(to, ", %.3g %% of pixels; PSNR %.4g dB", 300 * sum[PIXELS] / n,
+                 10 * log10(255 * 255 * n / sum[ERROR2]));
+    if (sum[ODD_GOLDEN] + sum[ODD_MINE] > 0)
+        print_to(to, "%snot finite: %.0f in GOLDEN, %.0f in MINE", between, sum[ODD_GOLDEN], sum[ODD_MINE]);
 }
 
-/* A tensor in one line without its end: what decides, and where; of unlike ones what was got. */
-static void print_headline(string *to, const verdict *v)
+/* For people, without the last line's end. A line of -v: all that was measured. Or the first that differs, in lines:
+ * that, and then what decides, and where. Of unlike tensors either tells what was got. */
+static void print_report(string *to, const pair *p, bool first)
 {
-    static const char *const words[] = { "; at ", " expected ", ", got " };
-    const measure *m = deciding(v);
-    print_name(to, v->golden->name);
-    if (v->alike) {
-        print_to(to, ": %s %.3g, limit %.3g", m->name, m->error, m->limit);
-        print_place(to, v, words, false);
-    } else {
-        print_kind(to, ": got ", v->mine, false);
-        print_kind(to, ", expected ", v->golden, false);
-    }
-}
-
-/* The first that differs, in lines but the last one's end. */
-static void print_first(string *to, const verdict *v, const judge_class *c)
-{
-    if (v->alike) {
-        print_name(to, v->golden->name);
-        print_kind(to, ": GOLDEN ", v->golden, false);
-        print_kind(to, ", MINE ", v->mine, false);
-        print_to(to, "\n    ");
-        print_measures(to, v, c, "\n    ");
+    const measure *m = deciding(p);
+    if (first && p->alike) {
+        print_to(to, "%s: GOLDEN %s, MINE %s\n    ", p->name, p->kind[0], p->kind[1]);
+        print_measures(to, p, "\n    ");
         print_to(to, "\n");
     }
-    print_to(to, "differs first: ");
-    print_headline(to, v);
+    print_to(to, "%s%s: ", first ? "differs first: " : p->passed ? "same     " : "DIFFERS  ", p->name);
+    if (!p->alike)
+        print_to(to, "got %s, expected %s", p->kind[1], p->kind[0]);
+    else if (first)
+        print_to(to, "%s %.3g, limit %.3g; at %s expected %s, got %s", m->name, m->error, m->limit, p->place,
+                 p->value[0].text, p->value[1].text);
+    else
+        print_measures(to, p, "; ");
 }
 
-/* A tensor as a JSON object. */
-static void print_object(string *to, const verdict *v)
+/* For programs: an object of JSON. */
+static void print_object(string *to, const pair *p)
 {
-    static const char *const words[] = { ",\"at\":", ",\"expected\":", ",\"got\":" };
-    const tally *t = &v->seen;
-    print_to(to, "{\"name\":\"");
-    print_name(to, v->golden->name);
-    print_to(to, "\",\"same\":%s", v->passed ? "true" : "false");
-    print_kind(to, ",\"golden\":", v->golden, true);
-    print_kind(to, ",\"mine\":", v->mine, true);
-    for (int i = 0; i < v->count; i++) {
-        print_to(to, "%s\"%s\":{", i ? "," : ",\"measures\":{", v->measures[i].name);
-        print_real(to, "\"error\":", v->measures[i].error, 9, true);
-        print_real(to, ",\"limit\":", v->measures[i].limit, 9, true);
-        print_to(to, i == v->count - 1 ? "}}" : "}");
-    }
-    if (v->alike && v->golden->count > 0) {
-        print_place(to, v, words, true);
-        print_to(to, ",\"differing\":%" PRIu64 ",\"not_finite\":[%" PRIu64 ",%" PRIu64 "]", t->count[CHANGED],
-                 t->count[ODD_GOLDEN], t->count[ODD_MINE]);
-    }
-    if (v->alike && !v->exact) {
-        if (v->dimension >= 0)
-            print_to(to, ",\"worst_slice\":{\"dimension\":%d,\"index\":%" PRId64 "}", v->dimension, v->index);
-        print_to(to, ",\"ulps\":{\"p50\":%.9g,\"p99\":%.9g", percentile(t, 0.5), percentile(t, 0.99));
-        print_real(to, ",\"max\":", v->ulps, 9, true);
-        print_real(to, "},\"cosine\":", cosine(t), 9, true);
-    }
+    const double *sum = p->seen.sum;
+    print_to(to, "{\"name\":\"%s\",\"same\":%s,\"golden\":%s,\"mine\":%s", p->name, p->passed ? "true" : "false",
+             p->kind[0], p->kind[1]);
+    for (const measure *m = p->measures; m < p->measures + p->count; m++)
+        print_to(to, "%s\"%s\":{\"error\":%s,\"limit\":%s}", m == p->measures ? ",\"measures\":{" : ",", m->name,
+                 number_text(m->error, 9, true).text, number_text(m->limit, 9, true).text);
+    print_to(to, "%s", p->alike ? "}" : "");
+    if (p->alike && p->golden->count > 0)
+        print_to(to, ",\"at\":%s,\"expected\":%s,\"got\":%s,\"differing\":%.0f,\"not_finite\":[%.0f,%.0f]", p->place,
+                 p->value[0].text, p->value[1].text, sum[CHANGED], sum[ODD_GOLDEN], sum[ODD_MINE]);
+    if (p->dimension >= 0)
+        print_to(to, ",\"worst_slice\":{\"dimension\":%d,\"index\":%" PRId64 "}", p->dimension, p->index);
+    if (p->alike && !p->exact)
+        print_to(to, ",\"ulps\":{\"p50\":%.9g,\"p99\":%.9g,\"max\":%s},\"cosine\":%s", percentile(&p->seen, 0.5),
+                 percentile(&p->seen, 0.99), number_text(p->ulps, 9, true).text,
+                 number_text(cosine(&p->seen), 9, true).text);
     print_to(to, "}");
 }
 
@@ -3477,67 +3407,40 @@ judge *judge_new(const char *class, int verbosity, bool as_json)
         if (strcmp(class ? class : sizeof(real) == 8 ? "fp64" : "fp32", classes[i].name) == 0)
             j->class = &classes[i];
     NEED(j->class, "class: got \"%s\", expected fp64, fp32, fp16 or bf16; give one of them", class);
-    j->all = verbosity > 0 && !as_json;
+    j->all = verbosity > 0;
     j->json = as_json;
     j->part = -1;
     return j;
 }
 
-/* A verdict's line of -v. */
-static void print_line(const verdict *v, const judge_class *c)
-{
-    string line = {0};
-    print_to(&line, "%s  ", v->passed ? "same   " : "DIFFERS");
-    if (v->alike) {
-        print_name(&line, v->golden->name);
-        print_to(&line, ": ");
-        print_measures(&line, v, c, "; ");
-    } else {
-        print_headline(&line, v);
-    }
-    printf("%s\n", line.text);
-    free(line.text);
-}
-
 /* Counts a verdict, and keeps or prints what is to be said of it. */
-static void judge_note(judge *j, const verdict *v)
+static void judge_note(judge *j, const pair *p)
 {
-    const measure *m = deciding(v);
-    double part = v->alike && m->limit > 0 ? m->error / m->limit : 0;
-    j->elements += v->alike ? v->golden->count : 0;
-    j->compared += v->mine != NULL;
-    j->unlimited += v->alike && v->measures[0].limit == INFINITY;
+    const measure *m = deciding(p);
+    double part = p->alike && m->limit > 0 ? m->error / m->limit : 0;
+    j->elements += p->alike ? p->golden->count : 0;
+    j->compared += p->mine != NULL;
+    j->unlimited += p->alike && p->measures[0].limit == INFINITY;
     if (j->json) {
         print_to(&j->list, j->pairs ? ",\n" : "\n");
-        print_object(&j->list, v);
+        print_object(&j->list, p);
+    } else if (j->all) {
+        j->list.length = 0;
+        print_report(&j->list, p, false);
+        printf("%s\n", j->list.text);
     }
     j->pairs++;
-    if (j->all)
-        print_line(v, j->class);
-    if (!v->passed && j->differing++ == 0) {
+    if (!p->passed && j->differing++ == 0) {
         if (j->json)
-            print_name(&j->first, v->golden->name);
+            print_to(&j->first, "\"%s\"", p->name);
         else
-            print_first(&j->first, v, j->class);
+            print_report(&j->first, p, true);
     }
-    if (v->passed && part > j->part) {
+    if (p->passed && part > j->part) {
         j->worst.length = 0;
-        print_name(&j->worst, v->golden->name);
-        print_to(&j->worst, ": %s %.3g, limit %.3g", m->name, m->error, m->limit);
+        print_to(&j->worst, "%s: %s %.3g, limit %.3g", p->name, m->name, m->error, m->limit);
         j->part = part;
     }
-}
-
-/* The floors that GOLDEN's file has for a class, absent where it has none; *text: what they are in, to be freed. What
- * is no JSON is BAD_INPUT, since it would set other limits silently. */
-static json class_floors(const judge_class *c, const safetensors *file, char **text)
-{
-    char reason[REASON];
-    json floors = {0}, member = c->floors ? json_member(file->metadata, c->floors) : floors;
-    *text = member.text ? json_string(member) : NULL;
-    bool valid = !*text || json_check(*text, strlen(*text), false, &floors, reason);
-    NEED(valid, "%s: metadata %s: %s; make the file again", file->path, c->floors, reason);
-    return floors;
 }
 
 /* Judges the next tensor of a file, in the order of computing, by the floors of that file. mine NULL: missing.
@@ -3546,24 +3449,20 @@ static json class_floors(const judge_class *c, const safetensors *file, char **t
  * the arguments. */
 bool judge_pair(judge *j, const st_tensor *golden, const st_tensor *mine)
 {
-    char *text;
-    json floors = class_floors(j->class, golden->file, &text), name = json_member(golden->file->metadata, "case");
     const st_tensor *odd = !is_number(golden->type) ? golden : mine && !is_number(mine->type) ? mine : NULL;
     NEED(!odd, "tensor %s: got the type %s, expected integers or floats; convert it", odd->name, dtype_name[odd->type]);
-    verdict *v = allocate(1, sizeof *v);
-    v->golden = golden, v->mine = mine;
-    v->exact = is_integer(golden->type) || strcmp(golden->name, "timesteps") == 0 ||
-               (!is_half(j->class) && strcmp(golden->name, "noise") == 0);
-    v->alike = mine && is_integer(golden->type) == is_integer(mine->type) &&
+    pair *p = allocate(1, sizeof *p);
+    p->golden = golden, p->mine = mine, p->class = j->class, p->mapped = j->mapped, p->dimension = -1;
+    p->exact = is_exact(golden, j->class);
+    p->alike = mine && is_integer(golden->type) == is_integer(mine->type) &&
                same_shape(mine, golden->ndim, golden->dim, false);
-    if (v->alike)
-        measure_pair(v, j->class, floors, name.text && strncmp(name.text, "\"tiny-", 6) == 0, j->mapped);
-    v->passed = v->alike;
-    for (int i = 0; i < v->count; i++)
-        v->passed &= v->measures[i].error <= v->measures[i].limit;
-    judge_note(j, v);
-    bool alike = v->alike;
-    free(v), free(text);
+    if (p->alike)
+        measure_pair(p);
+    p->passed = p->alike && deciding(p)->error <= deciding(p)->limit;
+    describe_pair(p, j->json);
+    judge_note(j, p);
+    bool alike = p->alike;
+    free(p->name), free(p->place), free(p->kind[0]), free(p->kind[1]), free(p->seen.sum), free(p->axes), free(p);
     return alike;
 }
 
@@ -3575,31 +3474,27 @@ int judge_end(judge *j, const char *golden, const char *mine, int64_t extra)
     bool same = j->differing == 0;
     NEED(j->compared > 0 && (j->elements > 0 || !same),
          "%s: got no tensor of %s, expected some with elements; check both names", mine, golden);
-    if (j->json) {
-        char *first = same ? text_of("null") : text_of("\"%s\"", j->first.text);
+    if (j->json)
         printf("{\"same\":%s,\"class\":\"%s\",\"tensors\":%" PRId64 ",\"differing\":%" PRId64 ",\"unlimited\":%" PRId64
-               ",\"only_in_mine\":%" PRId64 ",\"first\":%s,\"all\":[%s\n]}\n", same ? "true" : "false", j->class->name,
-               j->pairs, j->differing, j->unlimited, extra, first, j->list.text);
-        free(first);
-    } else if (same) {
+               ",\"only_in_mine\":%" PRId64 ",\"first\":%s,\"all\":[%s\n]}", same ? "true" : "false", j->class->name,
+               j->pairs, j->differing, j->unlimited, extra, same ? "null" : j->first.text, j->list.text);
+    else if (same)
         printf("same: %" PRId64 " tensors, %s; worst %s", j->compared, j->class->name, j->worst.text);
-    } else {
+    else
         printf("%s; %" PRId64 " of %" PRId64 " tensors differ, %s", j->first.text, j->differing, j->pairs,
                j->class->name);
-    }
     if (!j->json && j->unlimited > 0)
         printf("; %" PRId64 " have floors too high for a limit", j->unlimited);
     if (!j->json && extra > 0)
         printf("; %" PRId64 " only in MINE", extra);
-    if (!j->json)
-        printf("\n");
+    printf("\n");
     free(j->list.text), free(j->first.text), free(j->worst.text), free(j);
     return same ? DONE : DIFFERS;
 }
 
 /* Every tensor of GOLDEN must be in MINE and within its limits; what only MINE has is counted, so that a pack may hold
  * a part of a run. Both are mapped, and let go of tensor by tensor: memory does not grow with them. Returns an exit
- * code. NaN never passes: conditions are written "error <= limit". */
+ * code. */
 int compare(const char *golden, const char *mine, const char *class, bool all, bool as_json)
 {
     judge *j = judge_new(class, all, as_json);

@@ -2171,7 +2171,7 @@ static output *open_output(const job *j, const result *planned)
             output_check(files[i]);
     if (planned->name || !j->out)
         return NULL;
-    return output_open(j->out, planned->clip.w, planned->clip.h, planned->clip.frames);
+    return output_open(j->out, planned->clip.w, planned->clip.h);
 }
 
 /* The result, to where it goes. */

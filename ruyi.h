@@ -231,7 +231,7 @@ void ppm_write(const char *path, image picture);            /* P6, whole or not 
 
 /* Frames out: NAME.y4m, NAME-%04d.ppm, or "-" (Y4M to standard output). They appear whole or not at all. */
 typedef struct output output;
-output *output_open(const char *path, int64_t w, int64_t h, int64_t frames);    /* at most; refuses early */
+output *output_open(const char *path, int64_t w, int64_t h);     /* refuses early */
 void output_frame(output *o, const unsigned char *rgb);
 void output_close(output *o);
 void output_check(const char *path);                /* dies when no file can be made there */

@@ -486,7 +486,7 @@ int main(int argc, char **argv)
     char reason[REASON], *picture = spell("%s/in/a.ppm", top), *clip_name = spell("%s/work/clip.y4m", top);
     unsigned char *bytes = read_all(picture, STREAM_BYTES, &n);
     if (!ppm_parse(bytes, n, &used, &a, reason)) return SYSTEM_ERROR;
-    output *clip_out = output_open(clip_name, a.w, a.h, 2);
+    output *clip_out = output_open(clip_name, a.w, a.h);
     output_frame(clip_out, a.rgb), output_frame(clip_out, a.rgb), output_close(clip_out);
     for (int i = 0; i < COMMANDS_HERE; i++) {
         bool asked = argc - all < 2;

@@ -77,12 +77,6 @@ static const char *const floor_keys[CLASSES] = { "floor.fp64", "floor", "floor.f
 
 static int64_t close_limits, capped_limits, far_limits;     /* below 4 floors; the same, at the class's largest limit; others */
 
-/* What judge_pair compares element by element. */
-static bool is_exact(const st_tensor *t, const judge_class *c)
-{
-    return is_integer(t->type) || !strcmp(t->name, "timesteps") || (!is_half(c) && !strcmp(t->name, "noise"));
-}
-
 /* The smallest margin by which the case caught a mutant in that class, or "-". */
 static char *weakest_mutant(const char *id, const char *class)
 {
