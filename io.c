@@ -2032,8 +2032,8 @@ bool ppm_parse(const unsigned char *bytes, size_t size, size_t *used, image *out
     /* In digits, a sample takes a blank and a digit at least: no size allocates more than the data justifies. Three
      * samples of 2^31 x 2^31 pixels just fit 64 bits, and dividing what is left cannot overflow. */
     uint64_t left = (uint64_t)(s.end - s.at), samples = (uint64_t)w * h * (grey ? 1 : 3);
-    EXPECT(samples <= left / (digits || most > 255 ? 2 : 1), "got %" PRIu64 " bytes of data, expected more for %" PRIu32
-           " x %" PRIu32, left, w, h);
+    EXPECT(samples <= left / (digits || most > 255 ? 2 : 1), "got %" PRIu64 " bytes of data, expected more for %"
+           PRIu32 " x %" PRIu32, left, w, h);
     unsigned char *rgb = allocate((size_t)w * h, 3), *to = rgb;
     for (uint64_t i = 0; i < samples && (valid = ppm_sample(&s, digits, most, &value)); i++)
         for (int copies = grey ? 3 : 1; copies > 0; copies--)
@@ -2147,28 +2147,27 @@ bool y4m_parse(const y4m *head, const unsigned char *bytes, size_t size, size_t 
  * A file that has the whole name, colon and all, is read as it is. A choice is made after reading, since the end of a
  * stream is known only there; what is not chosen is freed. */
 
-/* A choice of frames: "7", "0..4", "-5..", "..4". false: the text is none. strtoll reads the numbers, and would skip
- * white space before them; 32 bits keep every later sum of places within 64. */
+/* A choice of frames: "7", "0..4", "-5..", "..4". false: the text is none, and nothing is set. strtoll reads the
+ * numbers, and would skip white space before them; 32 bits keep every later sum of places within 64. */
 bool frames_parse(const char *text, int64_t *first, int64_t *last)
 {
     const char *dots = strstr(text, ".."), *second = dots ? dots + 2 : text;
     char *end, *end2;
-    *first = strtoll(text, &end, 10);
-    *last = strtoll(second, &end2, 10);
+    int64_t a = strtoll(text, &end, 10), b = strtoll(second, &end2, 10);
     bool found = end > text || end2 > second, whole = (!dots || end == dots) && !*end2;
-    *last = dots && end2 == second ? -1 : *last;
-    bool small = *first == (int32_t)*first && *last == (int32_t)*last;
-    return found && whole && small && !strpbrk(text, " \t\n\v\f\r");
+    if (!found || !whole || a != (int32_t)a || b != (int32_t)b || strpbrk(text, " \t\n\v\f\r"))
+        return false;
+    *first = a, *last = dots && end2 == second ? -1 : b;
+    return true;
 }
 
 /* Places from the end become places from the start; dies where the clip, of `count` pictures, has no such frames. */
 void frames_resolve(const char *name, int64_t count, int64_t *first, int64_t *last)
 {
-    int64_t a = *first, b = *last;
-    *first += a < 0 ? count : 0;
-    *last += b < 0 ? count : 0;
-    NEED(*first >= 0 && *first <= *last && *last < count, "%s: frames: got %" PRId64 "..%" PRId64 ", expected some of "
-         "0..%" PRId64 " (or -%" PRId64 "..-1); choose others", name, a, b, count - 1, count);
+    int64_t a = *first + (*first < 0 ? count : 0), b = *last + (*last < 0 ? count : 0);
+    NEED(a >= 0 && a <= b && b < count, "%s: frames: got %" PRId64 "..%" PRId64 ", expected some of 0..%" PRId64
+         " (or -%" PRId64 "..-1); choose others", name, *first, *last, count - 1, count);
+    *first = a, *last = b;
 }
 
 /* Appends all pictures of a file, or of standard input for "-", to the list, which grows; returns the new count. White
@@ -2187,8 +2186,7 @@ static int64_t file_read(const char *path, image **list, int64_t count)
     bool stream = size > 0 && *bytes == 'Y', valid = !stream || y4m_header(bytes, size, &at, &head, reason);
     NEED(valid, "%s: %s; write it anew", name, reason);
     for (; at < size || count == before; at += used) {
-        if ((count & (count - 1)) == 0)                 /* 0, 1, 2, 4, 8, ...: the list is full */
-            *list = grow(*list, (size_t)greater(1, 2 * count), sizeof **list);
+        *list = grow(*list, (size_t)count + 1, sizeof **list);
         valid = stream ? y4m_parse(&head, bytes + at, size - at, &used, *list + count, reason)
                      : ppm_parse(bytes + at, size - at, &used, *list + count, reason);
         count++;
@@ -2366,21 +2364,6 @@ output *output_open(const char *path, int64_t w, int64_t h)
     return o;
 }
 
-/* A frame of the stream, after the header if it is the first. Y4M announces 24 frames a second, square pixels, and the
- * chroma position and range of JPEG: samples in the middle of their 2 x 2 pixels, all of 0 to 255 in use. X begins a
- * parameter of somebody's own; FFmpeg reads this one. */
-static void y4m_frame(output *o, const unsigned char *rgb)
-{
-    int fd = o->nfiles ? o->files[0]->fd : STDOUT_FILENO;
-    char *head = text_of("YUV4MPEG2 W%" PRId64 " H%" PRId64 " F24:1 Ip A1:1 C420jpeg XCOLORRANGE=FULL\n", o->w, o->h);
-    y4m_planes(rgb, o->w, o->h, o->planes);
-    if (o->done++ == 0)
-        put(fd, o->path, head, strlen(head));
-    put(fd, o->path, "FRAME\n", 6);
-    put(fd, o->path, o->planes, planes_size(o->w, o->h));
-    free(head);
-}
-
 /* A picture as a P6 file, maxval 255, complete but for its name. */
 static writer *ppm_put(const char *name, int64_t w, int64_t h, const unsigned char *rgb, bool sync)
 {
@@ -2399,17 +2382,26 @@ void ppm_write(const char *path, image picture)
     writer_rename(ppm_put(path, picture.w, picture.h, picture.rgb, false));
 }
 
-/* rgb: [h][w][3] of the next frame, 8 bits. SYSTEM_ERROR where it cannot be written. */
+/* rgb: [h][w][3] of the next frame, 8 bits. SYSTEM_ERROR where it cannot be written. Y4M announces 24 frames a
+ * second, square pixels, and the chroma position and range of JPEG: samples in the middle of their 2 x 2 pixels, all of
+ * 0 to 255 in use. X begins a parameter of somebody's own; FFmpeg reads this one. */
 void output_frame(output *o, const unsigned char *rgb)
 {
+    char *text;
     if (o->planes) {
-        y4m_frame(o, rgb);
+        int fd = o->nfiles ? o->files[0]->fd : STDOUT_FILENO;
+        text = text_of("YUV4MPEG2 W%" PRId64 " H%" PRId64 " F24:1 Ip A1:1 C420jpeg XCOLORRANGE=FULL\n", o->w, o->h);
+        y4m_planes(rgb, o->w, o->h, o->planes);
+        if (o->done++ == 0)
+            put(fd, o->path, text, strlen(text));
+        put(fd, o->path, "FRAME\n", 6);
+        put(fd, o->path, o->planes, planes_size(o->w, o->h));
     } else {
-        char *name = series_name(o->path, o->nfiles);
+        text = series_name(o->path, o->nfiles);
         o->files = grow(o->files, (size_t)o->nfiles + 1, sizeof *o->files);
-        o->files[o->nfiles++] = ppm_put(name, o->w, o->h, rgb, true);
-        free(name);
+        o->files[o->nfiles++] = ppm_put(text, o->w, o->h, rgb, true);
     }
+    free(text);
 }
 
 /* Gives the files their names, after all frames are written, and frees the output. Until here a failed run has changed
@@ -2540,10 +2532,8 @@ void text_write(string *text, const char *path)
 {
     writer *f = strcmp(path, "-") ? writer_open(path) : NULL;
     put(f ? f->fd : STDOUT_FILENO, path, text->text, text->length);
-    if (f) {
-        writer_finish(f, true);
-        writer_rename(f);
-    }
+    if (f)
+        writer_finish(f, true), writer_rename(f);
     free(text->text);
     *text = (string){ 0 };
 }
@@ -2648,7 +2638,7 @@ pack *pack_open(const char *text)
 }
 
 /* Unmaps everything: tensors of this pack are of no use afterwards. */
-void pack_close(pack *p)
+static void pack_close(pack *p)
 {
     for (int f = 0; f < p->nfiles; f++)
         safetensors_close(p->files[f]);
@@ -2656,9 +2646,630 @@ void pack_close(pack *p)
 }
 
 /* The tensor of that name, or NULL: the order of stages ends in that of the names, so it finds by name. */
-const st_tensor *pack_find(const pack *p, const char *name)
+static const st_tensor *pack_find(const pack *p, const char *name)
 {
     return tensor_find(p->tensors, p->count, name, by_stage);
+}
+
+/* ---------------------------------------------------------------- compare
+ *
+ * GOLDEN and MINE are packs; their tensors meet by name, in the order of computing. A float tensor is held to four
+ * limits, all of them multiples of one, L, which class and floor decide (limit_of). With d = mine - golden, all sums in
+ * double, and RMS = |golden| / sqrt(count):
+ *
+ *     rel-L2      |d| / |golden|, Euclidean lengths: one measure for all stages, whatever their size and scale       L
+ *     slice       |d_s| / max(|golden_s|, |golden| / sqrt(n)) of the worst of the n slices of a dimension          2 L
+ *     element     |d_i| / max(|golden_i|, RMS) of the worst element, |golden_i| taken down to a power of 2        12 L
+ *     bias        |sum d| / (count RMS)                                                                          L / 2
+ *
+ * A slice is what one index of a dimension selects: a channel, token, frame, row. With a dead one of 10,000, rel-L2 is
+ * 1 %, and slice 100 %. Slices are measured by themselves or by the average one, whichever is larger: cancellation
+ * leaves honest results large relative errors where almost nothing is left, and outliers have errors in proportion. So
+ * with elements, to which slices of fewer than 16 are left. The factors keep every limit 4 honest errors away: over
+ * all golden cases, those of float32, and of PyTorch in half types, are at most 0.44 L (slice) and 1.9 L (element),
+ * and bias cannot be larger than rel-L2, whose floor is L / 8.
+ *
+ * What must be equal, and 8-bit frames, have two others: the largest difference, and the share of elements that have
+ * one (changed).
+ *
+ * Printed and not judged: cosine, which forgives any scale, and ULPs, of which small elements have many. They are of
+ * the class's type at golden's magnitude; their percentiles come from a histogram of 8 bins an octave.
+ *
+ *     compare: judge_new, pack_open --> for each name judge_pair: sweep (one pass), measure, note --> judge_end
+ */
+
+/* What separates the classes. u is half an ulp of 1, the largest relative error of one rounding: 2^-24, 2^-11, 2^-8. */
+typedef struct {
+    const char *name, *floors;          /* metadata's key for floors in this arithmetic */
+    int digits, smallest;               /* of the type: bits of the significand, exponent of the smallest ulp */
+    double least, unknown, most;        /* L at least, where there is no floor, and at most */
+    double steps, share;                /* of frames without floors: the largest difference, and how many have one */
+} judge_class;
+static const judge_class classes[] = {
+    { "fp64", NULL, 53, -1022, 0, 0, 0, 0, 0 },
+    { "fp32", "floor", 24, -149, 2e-6, 2e-6, 6e-5, 1, 1e-3 },
+    { "fp16", "floor.fp16", 11, -24, 0x1p-9, 0x1p-7, 0.5, 2, 1 },       /* 4 u, 16 u; 255 * 16 u */
+    { "bf16", "floor.bf16", 8, -133, 0x1p-6, 0x1p-4, 0.5, 16, 1 },
+};
+enum { CLASSES = 4 };
+
+static bool is_half(const judge_class *c) { return c->digits < 24; }
+
+/* What must be equal but for frames: integers, and floats that are made without rounding; noise is drawn in float32,
+ * which half types round. */
+static bool is_exact(const st_tensor *t, const judge_class *c)
+{
+    return is_integer(t->type) || strcmp(t->name, "timesteps") == 0 || (!is_half(c) && strcmp(t->name, "noise") == 0);
+}
+
+/* L, with its reasons. Double: sums in another order move a result by less than 1e-12, and where the truth is stored
+ * as F32 (MINE is then rounded likewise) an element that falls to the other side by 6e-8. Others: 8 floors, the
+ * distance of PyTorch from the truth in that arithmetic, which a golden file carries along:
+ *
+ *     "__metadata__": {"case": "dec-a-01", "floor": "{\"decoded\": 7.908e-07, ...}", "floor.bf16": "...", ...}
+ *
+ * At least what another order of sums and one more rounding may cost. At most where real bugs begin, unless a trained
+ * model (cases tiny-*) amplifies float32. In half types floors can be so high (guidance, late steps) that 8 of them
+ * would let a lost slice pass, which has an error of 1: beyond 1/2 there is no limit, and the verdict says so. */
+static double limit_of(const judge_class *c, const st_tensor *golden, json floor, bool tiny)
+{
+    if (!c->floors)
+        return golden->type == F64 ? 1e-12 : 1e-7;
+    if (json_kind(floor) != '0')
+        return c->unknown;
+    double l = 8 * json_number(floor);
+    if (is_half(c) && !(l <= c->most))
+        return INFINITY;
+    return fmax(tiny && !is_half(c) ? l : fmin(l, c->most), c->least);
+}
+
+/* Frames are truncated, so that the least difference may turn one over: one step of 255 in a thousandth of the
+ * samples. In half types steps and share are 4 floors, steps without a limit beyond 127; without floors they are what
+ * `unknown` is of 255, in any number. */
+static void limits_of_frames(const judge_class *c, json floors, double *steps, double *share)
+{
+    json most = json_member(floors, "frames"), differing = json_member(floors, "frames.differing");
+    *steps = c->steps, *share = c->share;
+    if (is_half(c) && json_kind(most) == '0' && json_kind(differing) == '0') {
+        *steps = 4 * json_number(most) > 127 ? INFINITY : fmax(1, 4 * json_number(most));
+        *share = fmax(1e-3, 4 * json_number(differing));
+    }
+}
+
+/* ---------------------------------------------------------------- compare: one pass over a pair
+ *
+ * Elements are taken SPAN at a time, as doubles; blocks of them, whose number depends on the shape alone, are tallied
+ * in parallel and added up in order, so that the result does not depend on threads. Both are whole pixels of 3. */
+enum { BLOCKS = 64, SLICE_LEAST = 16, SLICES_MOST = 1 << 20 };
+
+/* The histogram of errors in ulps: none, or below 1/256, then 8 bins an octave from 2^-8 on, the last one open. The
+ * first bits of a double, above the 49th, are its octave and the eighth within it: they are the bin. */
+enum { OCTAVE = 8, BINS = 1 + 72 * OCTAVE, FIRST_BIN = (1023 - 8) * OCTAVE - 1 };
+
+enum { EXPONENTS = 2048, NOT_FINITE = EXPONENTS - 1 };      /* of a double; the last is that of infinities and NaNs */
+
+/* What a pass adds up, over all elements a of GOLDEN, b of MINE, d = b - a; counts, too, are doubles, exact up to 2^53.
+ * What is not finite on either side is in no sum of numbers: it counts as the largest difference, at the exponent that
+ * has nothing else. */
+enum { GOLDEN2, MINE2, ERROR2, ERROR, PRODUCT, CHANGED, SUMS };     /* a^2, b^2, d^2, d, a b; elements that differ */
+enum { PIXELS = SUMS, ODD_GOLDEN, ODD_MINE, BIN, SLICES = BIN + BINS };     /* the same; not finite; histogram */
+typedef struct {
+    double *sum;                /* [nsums]: those above, and from SLICES on d^2 and a^2 of every slice */
+    double largest[EXPONENTS];  /* by the exponent of a: the largest |d|, and the first place that has it */
+    uint64_t place[EXPONENTS];
+} tally;
+
+/* One thing that was measured, and what was allowed. */
+typedef struct { const char *name; double error, limit; } measure;
+enum { SLICE = 1 };                     /* its place among the measures of floats */
+typedef struct { char text[32]; } number;           /* in words */
+
+/* One tensor of GOLDEN and its namesake: how they are gone through, what was found, and what that is worth. */
+typedef struct {
+    const st_tensor *golden, *mine;     /* mine NULL: missing */
+    const judge_class *class;
+    bool alike, exact, mapped;          /* same shape and kind of type; is_exact; both are pages, to be let go of */
+    double scale;                       /* a power of 2 that keeps squares within range; mostly 1 */
+    double per_ulp[EXPONENTS];          /* 1 / ulp in the class's type, by the exponent bits of a double */
+    int64_t *slices;                    /* of each dimension: where the sums of its slices begin; 0: it has none */
+    int64_t nsums, block; int nblocks;  /* of a tally; elements of a block; blocks */
+    tally seen;
+    measure measures[4]; int count;
+    bool passed;                        /* alike, and within all limits */
+    double ulps[3];                     /* of errors: half of all, 99 % of all, and all have at most this */
+    uint64_t at;                        /* the place to look at: the first that is not finite, or the worst */
+    int dimension; int64_t index;       /* the worst slice; dimension -1: there are none */
+    char *name, *place, *kind[2]; number value[2];  /* in words: of GOLDEN and of MINE, and what they have there */
+} pair;
+
+/* The p-th part of all elements has at most this error: the lower end of its bin, exact for whole ulps up to 16. */
+static double percentile(const tally *t, double p)
+{
+    double count = 0, seen = 0;
+    int64_t k = 0;
+    for (int i = 0; i < BINS; i++)
+        count += t->sum[BIN + i];
+    while (k < BINS - 1 && (seen += t->sum[BIN + k]) < p * count)
+        k++;
+    return k == 0 ? 0 : bits_double((uint64_t)(k + FIRST_BIN) << 49);
+}
+
+/* Adds n elements a, b from `first` on; leaves d^2 and a^2 for the slices. Sums are local here, so that they can be in
+ * registers. Doubles do not tell integers beyond 2^53 apart: those that seem equal are looked at again. */
+static void tally_span(const pair *p, tally *t, uint64_t first, int64_t n, const double *a, double *b, double *golden2)
+{
+    bool whole = is_integer(p->golden->type);
+    double scale = p->scale, sum[SUMS];
+    memcpy(sum, t->sum, sizeof sum);
+    for (int64_t i = 0; i < n; i++) {
+        uint64_t at = first + (uint64_t)i, exponent = double_bits(a[i]) >> 52 & (EXPONENTS - 1);
+        double d = b[i] - a[i], x = a[i] * scale, y = b[i] * scale, e = y - x;
+        bool odd = exponent == NOT_FINITE, odd_too = !isfinite(b[i]);
+        b[i] = golden2[i] = 0;
+        if (p->exact && d == 0 && exponent < 1023 + 53)                     /* adds nothing that is asked for there */
+            continue;
+        if (whole && d == 0)
+            d = e = integer(p->golden, at) == integer(p->mine, at) ? 0 : 1;
+        double m = fabs(d), terms[CHANGED] = { [GOLDEN2] = x * x, [MINE2] = y * y, [ERROR2] = e * e, e, x * y };
+        if (odd || odd_too) {
+            t->sum[ODD_GOLDEN] += odd, t->sum[ODD_MINE] += odd_too;
+            m = INFINITY, exponent = NOT_FINITE;
+        } else {
+            b[i] = terms[ERROR2], golden2[i] = terms[GOLDEN2];
+            for (int s = 0; s < CHANGED; s++)
+                sum[s] += terms[s];
+            int64_t bin = (int64_t)(double_bits(m * p->per_ulp[exponent]) >> 49) - FIRST_BIN;
+            t->sum[BIN + lesser(greater(bin, 0), BINS - 1)]++;
+        }
+        sum[CHANGED] += m != 0;
+        if (m > t->largest[exponent])
+            t->largest[exponent] = m, t->place[exponent] = at;
+    }
+    memcpy(t->sum, sum, sizeof sum);
+}
+
+/* Adds n elements from `first` on, e = d^2 and g = a^2, to the slices that they belong to, run by run of equal
+ * index. */
+static void add_slices(const pair *p, double *sum, int64_t first, int64_t n, const double *e, const double *g)
+{
+    int64_t stride = 1;
+    for (int d = p->golden->ndim - 1; d >= 0; stride *= p->golden->dim[d--]) {
+        int64_t size = p->golden->dim[d], index = first / stride % size, rest = stride - first % stride;
+        for (int64_t i = 0, end; p->slices[d] && i < n; rest = stride) {
+            double error2 = 0, golden2 = 0, *slice = sum + p->slices[d] + 2 * index;
+            for (end = lesser(n, i + rest); i < end; i++)
+                error2 += e[i], golden2 += g[i];
+            slice[0] += error2, slice[1] += golden2;
+            index = index + 1 < size ? index + 1 : 0;
+        }
+    }
+}
+
+/* Takes pages of a file, which are not needed again, out of this process. What needs them all the same reads them
+ * anew. */
+static void let_go(const st_tensor *t, uint64_t first, uint64_t last)
+{
+#ifdef MADV_DONTNEED
+    uint64_t width = (uint64_t)dtype_bits[t->type] / 8;
+    const unsigned char *begin = t->data + first * width, *end = t->data + last * width;
+    begin -= (uintptr_t)begin % (uintptr_t)sysconf(_SC_PAGESIZE);
+    madvise((void *)begin, (size_t)(end - begin), MADV_DONTNEED);
+#else
+    (void)t, (void)first, (void)last;
+#endif
+}
+
+/* Tallies block number k. Where the truth is F32, so is what it is compared with. */
+static void tally_block(const pair *p, int k, tally *t)
+{
+    int64_t start = k * p->block, end = lesser(start + p->block, (int64_t)p->golden->count);
+    double a[SPAN], b[SPAN], golden2[SPAN];
+    for (int64_t at = start, n; at < end; at += n) {
+        n = lesser(SPAN, end - at);
+        load(p->golden, (uint64_t)at, n, a);
+        load(p->mine, (uint64_t)at, n, b);
+        for (int64_t i = 0; p->golden->type == F32 && i < n; i++)
+            b[i] = (double)(float)b[i];
+        for (int64_t i = 0; p->exact && i + 2 < n; i += 3)
+            t->sum[PIXELS] += a[i] != b[i] || a[i + 1] != b[i + 1] || a[i + 2] != b[i + 2];
+        tally_span(p, t, (uint64_t)at, n, a, b, golden2);
+        add_slices(p, t->sum, at, n, b, golden2);
+    }
+    if (p->mapped && end > start)
+        let_go(p->golden, (uint64_t)start, (uint64_t)end), let_go(p->mine, (uint64_t)start, (uint64_t)end);
+}
+
+/* All blocks: p->seen is what they found together, added up in their order. */
+static void sweep(pair *p)
+{
+    size_t n = (size_t)p->nsums, blocks = (size_t)p->nblocks;
+    tally *parts = allocate(blocks, sizeof *parts);
+    double *sums = allocate(blocks * n, sizeof *sums);
+#ifdef _OPENMP
+#pragma omp parallel for schedule(dynamic) if (p->nblocks > 1)
+#endif
+    for (int k = 0; k < p->nblocks; k++) {
+        parts[k].sum = sums + (size_t)k * n;
+        tally_block(p, k, &parts[k]);
+    }
+    for (const tally *t = parts + 1; t < parts + blocks; t++) {
+        for (size_t i = 0; i < n; i++)
+            sums[i] += t->sum[i];
+        for (int e = 0; e < EXPONENTS; e++)
+            if (t->largest[e] > parts->largest[e])
+                parts->largest[e] = t->largest[e], parts->place[e] = t->place[e];
+    }
+    free(p->seen.sum);
+    p->seen = *parts;
+    free(parts);
+}
+
+/* Lays out a pass: which dimensions have slices worth a sum (not of one index, of too few elements, of too many indices
+ * to keep), and blocks such that their sums take 32 MB at most (one block's as much as it needs). */
+static void plan_sweep(pair *p)
+{
+    const st_tensor *g = p->golden;
+    int64_t count = (int64_t)g->count;
+    p->slices = allocate((size_t)g->ndim, sizeof *p->slices);
+    p->nsums = SLICES;
+    for (int d = 0; d < g->ndim && count > 0 && !p->exact; d++)
+        if (g->dim[d] > 1 && g->dim[d] <= SLICES_MOST && count / g->dim[d] >= SLICE_LEAST) {
+            p->slices[d] = p->nsums;
+            p->nsums += 2 * g->dim[d];
+        }
+    for (int e = 0; e < EXPONENTS; e++)
+        p->per_ulp[e] = ldexp(1, -(int)greater(e - 1023 - p->class->digits + 1, p->class->smallest));
+    int64_t most = greater(1, (1 << 22) / (p->nsums - SLICES + 1));
+    p->nblocks = (int)lesser(lesser(BLOCKS, most), (count >> 16) + 1);
+    p->block = (count / p->nblocks / 3 + 1) * 3;
+    p->scale = 1;
+}
+
+/* ---------------------------------------------------------------- compare: measures */
+
+/* The error of the worst slice, and which it is. Where all of GOLDEN is 0, errors are relative to 1. */
+static double worst_slice(pair *p)
+{
+    double worst = -1, golden2 = p->seen.sum[GOLDEN2];
+    for (int d = 0; d < p->golden->ndim; d++)
+        for (int64_t i = 0, n = p->golden->dim[d]; p->slices[d] && i < n; i++) {
+            const double *s = p->seen.sum + p->slices[d] + 2 * i;
+            double error = sqrt(s[0] / (golden2 == 0 ? 1 : fmax(s[1], golden2 / (double)n)));
+            if (error > worst)
+                worst = error, p->dimension = d, p->index = i;
+        }
+    return fmax(worst, 0);
+}
+
+/* What the pass found, beside its limits. The worst element is sought among the largest differences of each exponent:
+ * within one, all are measured by the same power of 2. NaN where anything is not finite, and that is no limit's to
+ * allow: it is no less than infinity. */
+static void take_measures(pair *p, json floors, bool tiny)
+{
+    const tally *t = &p->seen;
+    double n = fmax(1, (double)p->golden->count), length = t->sum[GOLDEN2] == 0 ? 1 : sqrt(t->sum[GOLDEN2]);
+    double rms = t->sum[GOLDEN2] == 0 ? 1 : length / sqrt(n) / p->scale, worst = 0, steps = 0, share = 0;
+    bool odd = t->largest[NOT_FINITE] > 0;
+    for (int e = 0; e < NOT_FINITE; e++) {
+        double error = t->largest[e] / (p->exact ? 1 : fmax(rms, ldexp(1, e - 1023)));
+        if (error > worst || (p->exact && error == worst && t->place[e] < p->at))
+            worst = error, p->at = t->place[e];
+        p->ulps[2] = fmax(p->ulps[2], t->largest[e] * p->per_ulp[e]);
+    }
+    p->ulps[0] = percentile(t, 0.5), p->ulps[1] = percentile(t, 0.99);
+    if (odd)
+        worst = NAN, p->at = t->place[NOT_FINITE];
+    if (strcmp(p->golden->name, "frames") == 0)
+        limits_of_frames(p->class, floors, &steps, &share);
+    if (p->exact) {
+        p->measures[p->count++] = (measure){ "difference", worst, steps };
+        p->measures[p->count++] = (measure){ "changed", t->sum[CHANGED] / n, share };
+        return;
+    }
+    double l = limit_of(p->class, p->golden, json_member(floors, p->golden->name), tiny);
+    p->measures[p->count++] = (measure){ "rel-L2", odd ? NAN : sqrt(t->sum[ERROR2]) / length, l };
+    p->measures[p->count++] = (measure){ "slice", worst_slice(p), 2 * l };
+    p->measures[p->count++] = (measure){ "element", worst, 12 * l };
+    p->measures[p->count++] = (measure){ "bias", fabs(t->sum[ERROR]) / (sqrt(n) * length), l == 1e-7 ? l : l / 2 };
+}
+
+/* The pass, again with another scale where the squares of doubles leave their range, and what it measured. Floors are
+ * those that GOLDEN's file has for the class, absent where it has none; what is no JSON is BAD_INPUT, since it would
+ * set other limits silently. */
+static void measure_pair(pair *p)
+{
+    const safetensors *file = p->golden->file;
+    char reason[REASON];
+    json floors = {0}, name = json_member(file->metadata, "case");
+    json member = p->class->floors ? json_member(file->metadata, p->class->floors) : floors;
+    char *text = member.text ? json_string(member) : NULL;
+    NEED(!text || json_check(text, strlen(text), false, &floors, reason), "%s: metadata %s: %s; make the file again",
+         file->path, p->class->floors, reason);
+    plan_sweep(p);
+    sweep(p);
+    double golden2 = p->seen.sum[GOLDEN2], most = 0;
+    bool outside = !p->exact && p->seen.sum[CHANGED] > 0 && !(golden2 > 1e-250 && golden2 < 1e250);
+    for (uint64_t i = 0; outside && i < p->golden->count; i++)
+        most = fmax(most, fabs(element(p->golden, i)));
+    if (most > 0 && isfinite(most)) {
+        p->scale = ldexp(1, (int)fmin(1000, -logb(most)));
+        sweep(p);
+    }
+    take_measures(p, floors, name.text && strncmp(name.text, "\"tiny-", 6) == 0);
+    free(text);
+}
+
+/* The measure that decides: the first that is beyond its limit, or the one that is nearest to it. NaN is beyond any:
+ * conditions are written "error <= limit". */
+static const measure *deciding(const pair *p)
+{
+    const measure *nearest = p->measures;
+    for (const measure *m = nearest; m < p->measures + p->count; m++) {
+        if (!(m->error <= m->limit))
+            return m;
+        if (m->error * nearest->limit > nearest->error * m->limit)
+            nearest = m;
+    }
+    return nearest;
+}
+
+/* ---------------------------------------------------------------- compare: the report
+ *
+ * A verdict has two forms: lines for people, and an object of JSON (`strict`), which has no word for what is not finite
+ * but null. What both say in words of their own is written down once, by describe; the rest is numbers. */
+
+/* A foreign string as JSON has it between the quotes, which also keeps it on one line of a terminal. A new string. */
+static char *name_text(const char *s)
+{
+    string to = { .text = allocate(1, 1) };
+    for (; *s; s++) {
+        bool nul = (unsigned char)*s == 0xC0;           /* C0 80: see json_string */
+        if (nul || (unsigned char)*s < ' ' || *s == 0x7f)
+            print_to(&to, "\\u%04x", nul ? 0 : (unsigned)*s);
+        else
+            print_to(&to, *s == '"' || *s == '\\' ? "\\%c" : "%c", *s);
+        s += nul;
+    }
+    return to.text;
+}
+
+/* "F32 [2, 3]", or "nothing"; JSON: {"dtype":"F32","shape":[2, 3]}, or null. A new string. */
+static char *kind_text(const st_tensor *t, bool strict)
+{
+    char *dims = t ? list_text(t->ndim, t->dim) : NULL;
+    char *kind = t ? text_of(strict ? "{\"dtype\":\"%s\",\"shape\":%s}" : "%s %s", dtype_name[t->type], dims)
+                   : text_of(strict ? "null" : "nothing");
+    free(dims);
+    return kind;
+}
+
+/* A number with so many digits. */
+static number number_text(double x, int digits, bool strict)
+{
+    number n = { "null" };
+    if (!strict || isfinite(x))
+        snprintf(n.text, sizeof n.text, "%.*g", digits, x);
+    return n;
+}
+
+/* An element, with as many digits as tell it from all others of its type. */
+static number value_text(const st_tensor *t, uint64_t i, bool strict)
+{
+    bool minus = element(t, i) < 0;
+    number n;
+    if (!is_integer(t->type))
+        return number_text(element(t, i), t->type == F64 ? 17 : 9, strict);
+    snprintf(n.text, sizeof n.text, "%s%" PRIu64, minus ? "-" : "", minus ? -integer(t, i) : integer(t, i));
+    return n;
+}
+
+/* The words of a pair: its name, what either side is, the place to look at, "[1, 2]", and what is there. */
+static void describe_pair(pair *p, bool strict)
+{
+    const st_tensor *g = p->golden;
+    int64_t *index = allocate((size_t)g->ndim, sizeof *index);
+    uint64_t at = p->at;
+    for (int d = g->ndim - 1; d >= 0 && g->count > 0; at /= (uint64_t)g->dim[d--])
+        index[d] = (int64_t)(at % (uint64_t)g->dim[d]);
+    p->name = name_text(g->name);
+    p->place = list_text(g->ndim, index);
+    p->kind[0] = kind_text(g, strict);
+    p->kind[1] = kind_text(p->mine, strict);
+    for (int i = 0; i < 2 && p->alike && g->count > 0; i++)
+        p->value[i] = value_text(i ? p->mine : g, p->at, strict);
+    free(index);
+}
+
+/* What is printed of floats beside the measures. */
+static double cosine(const tally *t) { return t->sum[PRODUCT] / sqrt(t->sum[GOLDEN2]) / sqrt(t->sum[MINE2]); }
+
+/* What was measured of a tensor, in parts with `between` between them; no end of line. The worst slice is written as
+ * NumPy takes it: [:, 7, :]. PSNR is that of all frames together, of 255. */
+static void print_measures(string *to, const pair *p, const char *between)
+{
+    const double *sum = p->seen.sum, n = fmax(1, (double)p->golden->count);
+    for (int i = 0; i < p->count; i++) {
+        print_to(to, "%s %.3g, limit %.3g", p->measures[i].name, p->measures[i].error, p->measures[i].limit);
+        bool sliced = i == SLICE && p->dimension >= 0;
+        for (int d = 0; sliced && d < p->golden->ndim; d++)
+            print_to(to, "%s%s", d ? ", " : ", [", d == p->dimension ? number_text((double)p->index, 9, 0).text : ":");
+        print_to(to, "%s%s", sliced ? "]" : "", between);
+    }
+    if (p->exact)
+        print_to(to, "%.0f of %" PRIu64 " elements differ", sum[CHANGED], p->golden->count);
+    else
+        print_to(to, "ulps of %s p50 %.3g, p99 %.3g, max %.3g; cosine %.9g", p->class->name, p->ulps[0], p->ulps[1],
+                 p->ulps[2], cosine(&p->seen));
+    if (p->exact && strcmp(p->golden->name, "frames") == 0)
+        print_to(to, ", %.3g %% of pixels; PSNR %.4g dB", 300 * sum[PIXELS] / n,
+                 10 * log10(255 * 255 * n / sum[ERROR2]));
+    if (sum[ODD_GOLDEN] + sum[ODD_MINE] > 0)
+        print_to(to, "%snot finite: %.0f in GOLDEN, %.0f in MINE", between, sum[ODD_GOLDEN], sum[ODD_MINE]);
+}
+
+/* For people, without the last line's end. A line of -v: all that was measured. Or the first that differs, in lines:
+ * that, and then what decides, and where. Of unlike tensors either tells what was got. */
+static void print_report(string *to, const pair *p, bool first)
+{
+    const measure *m = deciding(p);
+    if (first && p->alike) {
+        print_to(to, "%s: GOLDEN %s, MINE %s\n    ", p->name, p->kind[0], p->kind[1]);
+        print_measures(to, p, "\n    ");
+        print_to(to, "\n");
+    }
+    print_to(to, "%s%s: ", first ? "differs first: " : p->passed ? "same     " : "DIFFERS  ", p->name);
+    if (!p->alike)
+        print_to(to, "got %s, expected %s", p->kind[1], p->kind[0]);
+    else if (first)
+        print_to(to, "%s %.3g, limit %.3g; at %s expected %s, got %s", m->name, m->error, m->limit, p->place,
+                 p->value[0].text, p->value[1].text);
+    else
+        print_measures(to, p, "; ");
+}
+
+/* For programs: an object of JSON. */
+static void print_object(string *to, const pair *p)
+{
+    const double *sum = p->seen.sum;
+    print_to(to, "{\"name\":\"%s\",\"same\":%s,\"golden\":%s,\"mine\":%s", p->name, p->passed ? "true" : "false",
+             p->kind[0], p->kind[1]);
+    for (const measure *m = p->measures; m < p->measures + p->count; m++)
+        print_to(to, "%s\"%s\":{\"error\":%s,\"limit\":%s}", m == p->measures ? ",\"measures\":{" : ",", m->name,
+                 number_text(m->error, 9, true).text, number_text(m->limit, 9, true).text);
+    print_to(to, "%s", p->alike ? "}" : "");
+    if (p->alike && p->golden->count > 0)
+        print_to(to, ",\"at\":%s,\"expected\":%s,\"got\":%s,\"differing\":%.0f,\"not_finite\":[%.0f,%.0f]", p->place,
+                 p->value[0].text, p->value[1].text, sum[CHANGED], sum[ODD_GOLDEN], sum[ODD_MINE]);
+    if (p->dimension >= 0)
+        print_to(to, ",\"worst_slice\":{\"dimension\":%d,\"index\":%" PRId64 "}", p->dimension, p->index);
+    if (p->alike && !p->exact)
+        print_to(to, ",\"ulps\":{\"p50\":%.9g,\"p99\":%.9g,\"max\":%s},\"cosine\":%s", p->ulps[0], p->ulps[1],
+                 number_text(p->ulps[2], 9, true).text, number_text(cosine(&p->seen), 9, true).text);
+    print_to(to, "}");
+}
+
+/* ---------------------------------------------------------------- compare: the judge */
+
+/* A running comparison. What is printed at the end is kept as text, since the data may be gone by then. */
+struct judge {
+    const judge_class *class;
+    bool all, json, mapped;             /* mapped: tensors are files' pages, on either side */
+    string list, first, worst;          /* JSON of all; the first that differs; the nearest to its limit of the same */
+    double part;                        /* of the limit that the worst has taken */
+    int pairs, compared, differing, unlimited;
+    uint64_t elements;
+};
+
+/* A comparison within the limits of a class: "fp64", "fp32", "fp16", "bf16", or NULL for this build's own. Another word
+ * is BAD_INPUT. all: every tensor is printed as it is judged. json: nothing is printed but one document at the end. */
+judge *judge_new(const char *class, int verbosity, bool as_json)
+{
+    judge *j = allocate(1, sizeof *j);
+    for (int i = 0; i < CLASSES; i++)
+        if (strcmp(class ? class : sizeof(real) == 8 ? "fp64" : "fp32", classes[i].name) == 0)
+            j->class = &classes[i];
+    NEED(j->class, "class: got \"%s\", expected fp64, fp32, fp16 or bf16; give one of them", class);
+    j->all = verbosity > 0;
+    j->json = as_json;
+    j->part = -1;
+    return j;
+}
+
+/* Counts a verdict, and keeps or prints what is to be said of it. */
+static void judge_note(judge *j, const pair *p)
+{
+    const measure *m = deciding(p);
+    double part = p->alike && m->limit > 0 ? m->error / m->limit : 0;
+    j->elements += p->alike ? p->golden->count : 0;
+    j->compared += p->mine != NULL;
+    j->unlimited += p->alike && p->measures[0].limit == INFINITY;
+    if (j->json) {
+        print_to(&j->list, j->pairs ? ",\n" : "\n");
+        print_object(&j->list, p);
+    } else if (j->all) {
+        j->list.length = 0;
+        print_report(&j->list, p, false);
+        printf("%s\n", j->list.text);
+    }
+    j->pairs++;
+    if (!p->passed && j->differing++ == 0) {
+        if (j->json)
+            print_to(&j->first, "\"%s\"", p->name);
+        else
+            print_report(&j->first, p, true);
+    }
+    if (p->passed && part > j->part) {
+        j->worst.length = 0;
+        print_to(&j->worst, "%s: %s %.3g, limit %.3g", p->name, m->name, m->error, m->limit);
+        j->part = part;
+    }
+}
+
+/* Judges the next tensor of a file, in the order of computing, by the floors of that file. mine NULL: missing.
+ * Missing, another shape, or integers against floats are differences, whatever the values; the widths of floats may
+ * differ: a double build compares with F32 truths. A type that has no numbers here is BAD_INPUT. Nothing is kept of
+ * the arguments. */
+static bool judge_pair(judge *j, const st_tensor *golden, const st_tensor *mine)
+{
+    const st_tensor *odd = !is_number(golden->type) ? golden : mine && !is_number(mine->type) ? mine : NULL;
+    NEED(!odd, "tensor %s: got the type %s, expected integers or floats; convert it", odd->name, dtype_name[odd->type]);
+    pair *p = allocate(1, sizeof *p);
+    p->golden = golden, p->mine = mine, p->class = j->class, p->mapped = j->mapped, p->dimension = -1;
+    p->exact = is_exact(golden, j->class);
+    p->alike = mine && is_integer(golden->type) == is_integer(mine->type) &&
+               same_shape(mine, golden->ndim, golden->dim, false);
+    if (p->alike)
+        measure_pair(p);
+    p->passed = p->alike && deciding(p)->error <= deciding(p)->limit;
+    describe_pair(p, j->json);
+    judge_note(j, p);
+    bool alike = p->alike;
+    free(p->name), free(p->place), free(p->kind[0]), free(p->kind[1]), free(p->seen.sum), free(p->slices), free(p);
+    return alike;
+}
+
+/* Prints the verdict on standard output: one line, or the first that differs in up to ten, or JSON. extra: tensors that
+ * only MINE has, which do no harm. Returns DONE or DIFFERS, and frees; to have compared nothing is BAD_INPUT, which the
+ * names are for. */
+static int judge_end(judge *j, const char *golden, const char *mine, int extra)
+{
+    bool same = j->differing == 0;
+    NEED(j->compared > 0 && (j->elements > 0 || !same),
+         "%s: got no tensor of %s, expected some with elements; check both names", mine, golden);
+    if (j->json)
+        printf("{\"same\":%s,\"class\":\"%s\",\"tensors\":%d,\"differing\":%d,\"unlimited\":%d,\"only_in_mine\":%d,"
+               "\"first\":%s,\"all\":[%s\n]}", same ? "true" : "false", j->class->name, j->pairs, j->differing,
+               j->unlimited, extra, same ? "null" : j->first.text, j->list.text);
+    else if (same)
+        printf("same: %d tensors, %s; worst %s", j->compared, j->class->name, j->worst.text);
+    else
+        printf("%s; %d of %d tensors differ, %s", j->first.text, j->differing, j->pairs, j->class->name);
+    if (!j->json && j->unlimited > 0)
+        printf("; %d have floors too high for a limit", j->unlimited);
+    if (!j->json && extra > 0)
+        printf("; %d only in MINE", extra);
+    printf("\n");
+    free(j->list.text), free(j->first.text), free(j->worst.text), free(j);
+    return same ? DONE : DIFFERS;
+}
+
+/* Every tensor of GOLDEN must be in MINE and within its limits; what only MINE has is counted, so that a pack may hold
+ * a part of a run. Both are mapped, and let go of tensor by tensor: memory does not grow with them. Returns an exit
+ * code. */
+int compare(const char *golden, const char *mine, const char *class, bool all, bool as_json)
+{
+    judge *j = judge_new(class, all, as_json);
+    pack *theirs = pack_open(golden), *ours = pack_open(mine);
+    j->mapped = true;
+    int extra = 0;
+    for (int64_t i = 0; i < theirs->count; i++)
+        judge_pair(j, theirs->tensors[i], pack_find(ours, theirs->tensors[i]->name));
+    for (int64_t i = 0; i < ours->count; i++)
+        extra += pack_find(theirs, ours->tensors[i]->name) == NULL;
+    int code = judge_end(j, golden, mine, extra);
+    pack_close(theirs);
+    pack_close(ours);
+    return code;
 }
 
 /* ---------------------------------------------------------------- stages
@@ -2683,8 +3294,7 @@ const st_tensor *pack_find(const pack *p, const char *name)
 static shape file_shape(shape s, layout order)
 {
     shape t = s;
-    int to = order == ROWS_CHANNELS_FIRST;
-    for (int i = to; order != AS_IS && i < s.ndim; i++)
+    for (int to = order == ROWS_CHANNELS_FIRST, i = to; order != AS_IS && i < s.ndim; i++)
         t.dim[i] = s.dim[i == to ? s.ndim - 1 : i - 1];
     return t;
 }
@@ -2719,10 +3329,10 @@ bool is_given(const run *r, const char *name, ...)
     return found;
 }
 
-/* Copies a tensor of a file into a stage's, where that has data. */
+/* Copies a tensor of a file into a stage's data, where there are both. */
 static void copy_given(real *to, shape s, layout order, const st_tensor *t)
 {
-    for (uint64_t i = 0, count = shape_count(s); to && i < count; i++)
+    for (uint64_t i = 0, count = shape_count(s); t && to && i < count; i++)
         to[i] = (real)element(t, file_index(s, count, order, i));
 }
 
@@ -2746,8 +3356,7 @@ bool given(const run *r, tensor x, layout order, const char *name, ...)
     FORMATTED(full, name);
     const st_tensor *t = take_given(r, full, file_shape(tensor_shape(x), order), false);
     free(full);
-    if (t)
-        copy_given(x.data, tensor_shape(x), order, t);
+    copy_given(x.data, tensor_shape(x), order, t);
     return t != NULL;
 }
 
@@ -2877,636 +3486,4 @@ void dump_data(const run *r, const void *data, dtype type, shape s, const char *
     FORMATTED(full, name);
     stage_done(r, (st_entry){ full, type, s, data }, AS_IS, NULL);
     free(full);
-}
-
-/* ---------------------------------------------------------------- compare
- *
- * GOLDEN and MINE are packs; their tensors meet by name, in the order of computing. A float tensor is held to four
- * limits, all of them multiples of one, L, which class and floor decide (limit_of). With d = mine - golden, all sums in
- * double, and RMS = |golden| / sqrt(count):
- *
- *     rel-L2      |d| / |golden|, Euclidean lengths: one measure for all stages, whatever their size and scale       L
- *     slice       |d_s| / max(|golden_s|, |golden| / sqrt(n)) of the worst of the n slices of a dimension          2 L
- *     element     |d_i| / max(|golden_i|, RMS) of the worst element, |golden_i| taken down to a power of 2        12 L
- *     bias        |sum d| / (count RMS)                                                                          L / 2
- *
- * A slice is what one index of a dimension selects: a channel, token, frame, row. With a dead one of 10,000, rel-L2 is
- * 1 %, and slice 100 %. Slices are measured by themselves or by the average one, whichever is larger: cancellation
- * leaves honest results large relative errors where almost nothing is left, and outliers have errors in proportion. So
- * with elements, to which slices of fewer than 16 are left. The factors keep every limit 4 honest errors away: over
- * all golden cases, those of float32, and of PyTorch in half types, are at most 0.44 L (slice) and 1.9 L (element),
- * and bias cannot be larger than rel-L2, whose floor is L / 8.
- *
- * What must be equal, and 8-bit frames, have two others: the largest difference, and the share of elements that have
- * one (changed).
- *
- * Printed and not judged: cosine, which forgives any scale, and ULPs, of which small elements have many. They are of
- * the class's type at golden's magnitude; their percentiles come from a histogram of 8 bins an octave.
- *
- *     compare: judge_new, pack_open --> for each name judge_pair: sweep (one pass), measure, note --> judge_end
- */
-
-/* What separates the classes. u is half an ulp of 1, the largest relative error of one rounding: 2^-24, 2^-11, 2^-8. */
-typedef struct {
-    const char *name, *floors;          /* metadata's key for floors in this arithmetic */
-    int digits, smallest;               /* of the type: bits of the significand, exponent of the smallest ulp */
-    double least, unknown, most;        /* L at least, where there is no floor, and at most */
-    double steps, share;                /* of frames without floors: the largest difference, and how many have one */
-} judge_class;
-static const judge_class classes[] = {
-    { "fp64", NULL, 53, -1022, 0, 0, 0, 0, 0 },
-    { "fp32", "floor", 24, -149, 2e-6, 2e-6, 6e-5, 1, 1e-3 },
-    { "fp16", "floor.fp16", 11, -24, 0x1p-9, 0x1p-7, 0.5, 2, 1 },       /* 4 u, 16 u; 255 * 16 u */
-    { "bf16", "floor.bf16", 8, -133, 0x1p-6, 0x1p-4, 0.5, 16, 1 },
-};
-enum { CLASSES = 4 };
-
-static bool is_half(const judge_class *c) { return c->digits < 24; }
-
-/* What must be equal but for frames: integers, and floats that are made without rounding; noise is drawn in float32,
- * which half types round. */
-static bool is_exact(const st_tensor *t, const judge_class *c)
-{
-    return is_integer(t->type) || strcmp(t->name, "timesteps") == 0 || (!is_half(c) && strcmp(t->name, "noise") == 0);
-}
-
-/* L, with its reasons. Double: sums in another order move a result by less than 1e-12, and where the truth is stored
- * as F32 (MINE is then rounded likewise) an element that falls to the other side by 6e-8. Others: 8 floors, the
- * distance of PyTorch from the truth in that arithmetic, which a golden file carries along:
- *
- *     "__metadata__": {"case": "dec-a-01", "floor": "{\"decoded\": 7.908e-07, ...}", "floor.bf16": "...", ...}
- *
- * At least what another order of sums and one more rounding may cost. At most where real bugs begin, unless a trained
- * model (cases tiny-*) amplifies float32. In half types floors can be so high (guidance, late steps) that 8 of them
- * would let a lost slice pass, which has an error of 1: beyond 1/2 there is no limit, and the verdict says so. */
-static double limit_of(const judge_class *c, const st_tensor *golden, json floor, bool tiny)
-{
-    if (!c->floors)
-        return golden->type == F64 ? 1e-12 : 1e-7;
-    if (json_kind(floor) != '0')
-        return c->unknown;
-    double l = 8 * json_number(floor);
-    if (is_half(c) ? l > c->most : tiny)
-        return is_half(c) ? INFINITY : fmax(l, c->least);
-    return fmax(fmin(l, c->most), c->least);
-}
-
-/* Frames are truncated, so that the least difference may turn one over: one step of 255 in a thousandth of the
- * samples. In half types steps and share are 4 floors, steps without a limit beyond 127; without floors they are what
- * `unknown` is of 255, in any number. */
-static void limits_of_frames(const judge_class *c, json floors, double *steps, double *share)
-{
-    json most = json_member(floors, "frames"), differing = json_member(floors, "frames.differing");
-    *steps = c->steps, *share = c->share;
-    if (is_half(c) && json_kind(most) == '0' && json_kind(differing) == '0') {
-        *steps = 4 * json_number(most) > 127 ? INFINITY : fmax(1, 4 * json_number(most));
-        *share = fmax(1e-3, 4 * json_number(differing));
-    }
-}
-
-/* ---------------------------------------------------------------- compare: one pass over a pair
- *
- * Elements are taken SPAN at a time, as doubles; blocks of them, whose number depends on the shape alone, are tallied
- * in parallel and added up in order, so that the result does not depend on threads. Both are whole pixels of 3. */
-enum { BLOCKS = 64, SLICE_LEAST = 16, SLICES_MOST = 1 << 20, OCTAVE = 8, BINS = 1 + 72 * OCTAVE };
-enum { EXPONENTS = 2048, NOT_FINITE = EXPONENTS - 1 };      /* of a double; the last is that of infinities and NaNs */
-
-/* What a pass adds up, over all elements a of GOLDEN, b of MINE, d = b - a; counts, too, are doubles, exact up to 2^53.
- * What is not finite on either side is in no sum of numbers: it counts as the largest difference, at the exponent that
- * has nothing else. */
-enum { GOLDEN2, MINE2, ERROR2, ERROR, PRODUCT, CHANGED, SUMS };     /* a^2, b^2, d^2, d, a b; elements that differ */
-enum { PIXELS = SUMS, ODD_GOLDEN, ODD_MINE, BIN, SLICES = BIN + BINS };     /* the same; not finite; see bin_of */
-typedef struct {
-    double *sum;                /* [nsums]: those above, and from SLICES on d^2 and a^2 of every slice */
-    double largest[EXPONENTS];  /* by the exponent of a: the largest |d|, and the first place that has it */
-    uint64_t place[EXPONENTS];
-} tally;
-
-/* A dimension whose slices are summed: index i is elements i stride to (i + 1) stride of every `size` strides. */
-typedef struct { int dimension; int64_t size, stride, first; } axis;        /* first: of its sums */
-
-/* One thing that was measured, and what was allowed. */
-typedef struct { const char *name; double error, limit; } measure;
-enum { SLICE = 1 };                     /* its place among the measures of floats */
-typedef struct { char text[32]; } number;           /* in words */
-
-/* One tensor of GOLDEN and its namesake: how they are gone through, what was found, and what that is worth. */
-typedef struct {
-    const st_tensor *golden, *mine;     /* mine NULL: missing */
-    const judge_class *class;
-    bool alike, exact, mapped;          /* same shape and kind of type; is_exact; both are pages, to be let go of */
-    double scale;                       /* a power of 2 that keeps squares within range; mostly 1 */
-    double per_ulp[EXPONENTS];          /* 1 / ulp in the class's type, by the exponent bits of a double */
-    axis *axes; int naxes;
-    int64_t nsums, block; int nblocks;  /* of a tally; elements of a block; blocks */
-    tally seen;
-    measure measures[4]; int count;
-    bool passed;                        /* alike, and within all limits */
-    double ulps;                        /* the largest error in ulps */
-    uint64_t at;                        /* the place to look at: the first that is not finite, or the worst */
-    int dimension; int64_t index;       /* the worst slice; dimension -1: there are none */
-    char *name, *place, *kind[2]; number value[2];  /* in words: of GOLDEN and of MINE, and what they have there */
-} pair;
-
-/* The histogram of errors in ulps: none, or below 1/256, then 8 bins an octave from 2^-8 on, the last one open. The
- * first bits of a double are its octave and the eighth within it. */
-static const int64_t first_bin = (1023 - 8) * OCTAVE - 1;
-
-static inline int64_t bin_of(double ulps)
-{
-    int64_t bin = (int64_t)(double_bits(ulps) >> 49) - first_bin;
-    bin = bin < 0 ? 0 : bin;
-    return bin < BINS ? bin : BINS - 1;
-}
-
-/* The p-th part of all elements has at most this error: the lower end of its bin, exact for whole ulps up to 16. */
-static double percentile(const tally *t, double p)
-{
-    double count = 0, seen = 0;
-    int64_t k = 0;
-    for (int i = 0; i < BINS; i++)
-        count += t->sum[BIN + i];
-    while (k < BINS - 1 && (seen += t->sum[BIN + k]) < p * count)
-        k++;
-    return k == 0 ? 0 : bits_double((uint64_t)(k + first_bin) << 49);
-}
-
-/* Adds n elements a, b from `first` on; leaves d^2 and a^2 for the slices. Sums are local here, so that they can be in
- * registers. Doubles do not tell integers beyond 2^53 apart: those that seem equal are looked at again. */
-static void tally_span(const pair *p, tally *t, uint64_t first, int64_t n, const double *a, double *b, double *golden2)
-{
-    bool whole = is_integer(p->golden->type);
-    double scale = p->scale, sum[SUMS];
-    memcpy(sum, t->sum, sizeof sum);
-    for (int64_t i = 0; i < n; i++) {
-        uint64_t at = first + (uint64_t)i, exponent = double_bits(a[i]) >> 52 & (EXPONENTS - 1);
-        double d = b[i] - a[i], x = a[i] * scale, y = b[i] * scale, e = y - x;
-        bool odd = exponent == NOT_FINITE, odd_too = !isfinite(b[i]);
-        b[i] = golden2[i] = 0;
-        if (p->exact && d == 0 && exponent < 1023 + 53)                     /* adds nothing that is asked for there */
-            continue;
-        if (whole && d == 0)
-            d = e = integer(p->golden, at) == integer(p->mine, at) ? 0 : 1;
-        double m = fabs(d), terms[CHANGED] = { [GOLDEN2] = x * x, [MINE2] = y * y, [ERROR2] = e * e, e, x * y };
-        if (odd || odd_too) {
-            t->sum[ODD_GOLDEN] += odd, t->sum[ODD_MINE] += odd_too;
-            m = INFINITY, exponent = NOT_FINITE;
-        } else {
-            b[i] = terms[ERROR2], golden2[i] = terms[GOLDEN2];
-            for (int s = 0; s < CHANGED; s++)
-                sum[s] += terms[s];
-            t->sum[BIN + bin_of(m * p->per_ulp[exponent])]++;
-        }
-        sum[CHANGED] += m != 0;
-        if (m > t->largest[exponent])
-            t->largest[exponent] = m, t->place[exponent] = at;
-    }
-    memcpy(t->sum, sum, sizeof sum);
-}
-
-/* Adds n elements from `first` on, e = d^2 and g = a^2, to the slices that they belong to, run by run of equal
- * index. */
-static void add_slices(const pair *p, double *sum, int64_t first, int64_t n, const double *e, const double *g)
-{
-    for (const axis *x = p->axes; x < p->axes + p->naxes; x++) {
-        int64_t index = first / x->stride % x->size, rest = x->stride - first % x->stride;
-        for (int64_t i = 0, end; i < n; rest = x->stride) {
-            double error2 = 0, golden2 = 0, *slice = sum + x->first + 2 * index;
-            for (end = lesser(n, i + rest); i < end; i++)
-                error2 += e[i], golden2 += g[i];
-            slice[0] += error2, slice[1] += golden2;
-            index = index + 1 < x->size ? index + 1 : 0;
-        }
-    }
-}
-
-/* Takes pages of a file, which are not needed again, out of this process. What needs them all the same reads them
- * anew. */
-static void let_go(const st_tensor *t, uint64_t first, uint64_t last)
-{
-#ifdef MADV_DONTNEED
-    uint64_t width = (uint64_t)dtype_bits[t->type] / 8;
-    const unsigned char *begin = t->data + first * width, *end = t->data + last * width;
-    begin -= (uintptr_t)begin % (uintptr_t)sysconf(_SC_PAGESIZE);
-    madvise((void *)begin, (size_t)(end - begin), MADV_DONTNEED);
-#else
-    (void)t, (void)first, (void)last;
-#endif
-}
-
-/* Tallies block number k. Where the truth is F32, so is what it is compared with. */
-static void tally_block(const pair *p, int k, tally *t)
-{
-    int64_t start = k * p->block, end = lesser(start + p->block, (int64_t)p->golden->count);
-    double a[SPAN], b[SPAN], golden2[SPAN];
-    for (int64_t at = start, n; at < end; at += n) {
-        n = lesser(SPAN, end - at);
-        load(p->golden, (uint64_t)at, n, a);
-        load(p->mine, (uint64_t)at, n, b);
-        for (int64_t i = 0; p->golden->type == F32 && i < n; i++)
-            b[i] = (double)(float)b[i];
-        for (int64_t i = 0; p->exact && i + 2 < n; i += 3)
-            t->sum[PIXELS] += a[i] != b[i] || a[i + 1] != b[i + 1] || a[i + 2] != b[i + 2];
-        tally_span(p, t, (uint64_t)at, n, a, b, golden2);
-        add_slices(p, t->sum, at, n, b, golden2);
-    }
-    if (p->mapped && end > start)
-        let_go(p->golden, (uint64_t)start, (uint64_t)end), let_go(p->mine, (uint64_t)start, (uint64_t)end);
-}
-
-/* All blocks: p->seen is what they found together, added up in their order. */
-static void sweep(pair *p)
-{
-    size_t n = (size_t)p->nsums, blocks = (size_t)p->nblocks;
-    tally *parts = allocate(blocks, sizeof *parts);
-    double *sums = allocate(blocks * n, sizeof *sums);
-#ifdef _OPENMP
-#pragma omp parallel for schedule(dynamic) if (p->nblocks > 1)
-#endif
-    for (int k = 0; k < p->nblocks; k++) {
-        parts[k].sum = sums + (size_t)k * n;
-        tally_block(p, k, &parts[k]);
-    }
-    for (const tally *t = parts + 1; t < parts + blocks; t++) {
-        for (size_t i = 0; i < n; i++)
-            sums[i] += t->sum[i];
-        for (int e = 0; e < EXPONENTS; e++)
-            if (t->largest[e] > parts->largest[e])
-                parts->largest[e] = t->largest[e], parts->place[e] = t->place[e];
-    }
-    free(p->seen.sum);
-    p->seen = *parts;
-    free(parts);
-}
-
-/* Lays out a pass: which dimensions have slices worth a sum (not of one index, of too few elements, of too many indices
- * to keep), and blocks such that their sums take 32 MB at most (one block's as much as it needs). */
-static void plan_sweep(pair *p)
-{
-    const st_tensor *g = p->golden;
-    int64_t stride = 1, count = (int64_t)g->count;
-    p->axes = allocate((size_t)g->ndim, sizeof *p->axes);
-    p->nsums = SLICES;
-    for (int d = g->ndim - 1; d >= 0 && count > 0 && !p->exact; stride *= g->dim[d--]) {
-        int64_t n = g->dim[d];
-        if (n == 1 || n > SLICES_MOST || count / n < SLICE_LEAST)
-            continue;
-        p->axes[p->naxes++] = (axis){ d, n, stride, p->nsums };
-        p->nsums += 2 * n;
-    }
-    for (int e = 0; e < EXPONENTS; e++)
-        p->per_ulp[e] = ldexp(1, -(int)greater(e - 1023 - p->class->digits + 1, p->class->smallest));
-    int64_t most = lesser(BLOCKS, greater(1, (1 << 22) / (p->nsums - SLICES + 1)));
-    p->nblocks = (int)lesser(most, (count >> 16) + 1);
-    p->block = (count / p->nblocks / 3 + 1) * 3;
-    p->scale = 1;
-}
-
-/* ---------------------------------------------------------------- compare: measures */
-
-/* The error of the worst slice, and which it is. Where all of GOLDEN is 0, errors are relative to 1. */
-static double worst_slice(pair *p)
-{
-    double worst = -1, golden2 = p->seen.sum[GOLDEN2];
-    for (const axis *x = p->axes + p->naxes; x-- > p->axes;)
-        for (int64_t i = 0; i < x->size; i++) {
-            const double *s = p->seen.sum + x->first + 2 * i;
-            double error = sqrt(s[0] / (golden2 == 0 ? 1 : fmax(s[1], golden2 / (double)x->size)));
-            if (error > worst)
-                worst = error, p->dimension = x->dimension, p->index = i;
-        }
-    return fmax(worst, 0);
-}
-
-/* What the pass found, beside its limits. The worst element is sought among the largest differences of each exponent:
- * within one, all are measured by the same power of 2. NaN where anything is not finite, and that is no limit's to
- * allow: it is no less than infinity. */
-static void take_measures(pair *p, json floors, bool tiny)
-{
-    const tally *t = &p->seen;
-    double n = fmax(1, (double)p->golden->count), length = t->sum[GOLDEN2] == 0 ? 1 : sqrt(t->sum[GOLDEN2]);
-    double rms = t->sum[GOLDEN2] == 0 ? 1 : length / sqrt(n) / p->scale, worst = 0, steps = 0, share = 0;
-    bool odd = t->largest[NOT_FINITE] > 0;
-    for (int e = 0; e < NOT_FINITE; e++) {
-        double error = t->largest[e] / (p->exact ? 1 : fmax(rms, ldexp(1, e - 1023)));
-        if (error > worst || (p->exact && error == worst && t->place[e] < p->at))
-            worst = error, p->at = t->place[e];
-        p->ulps = fmax(p->ulps, t->largest[e] * p->per_ulp[e]);
-    }
-    if (odd)
-        worst = NAN, p->at = t->place[NOT_FINITE];
-    if (strcmp(p->golden->name, "frames") == 0)
-        limits_of_frames(p->class, floors, &steps, &share);
-    if (p->exact) {
-        p->measures[p->count++] = (measure){ "difference", worst, steps };
-        p->measures[p->count++] = (measure){ "changed", t->sum[CHANGED] / n, share };
-        return;
-    }
-    double l = limit_of(p->class, p->golden, json_member(floors, p->golden->name), tiny);
-    bool constant = l == 1e-7;          /* roundings of a constant F32 all go one way */
-    p->measures[p->count++] = (measure){ "rel-L2", odd ? NAN : sqrt(t->sum[ERROR2]) / length, l };
-    p->measures[p->count++] = (measure){ "slice", worst_slice(p), 2 * l };
-    p->measures[p->count++] = (measure){ "element", worst, 12 * l };
-    p->measures[p->count++] = (measure){ "bias", fabs(t->sum[ERROR]) / (sqrt(n) * length), constant ? l : l / 2 };
-}
-
-/* The pass, again with another scale where the squares of doubles leave their range, and what it measured. Floors are
- * those that GOLDEN's file has for the class, absent where it has none; what is no JSON is BAD_INPUT, since it would
- * set other limits silently. */
-static void measure_pair(pair *p)
-{
-    const safetensors *file = p->golden->file;
-    char reason[REASON];
-    json floors = {0}, name = json_member(file->metadata, "case");
-    json member = p->class->floors ? json_member(file->metadata, p->class->floors) : floors;
-    char *text = member.text ? json_string(member) : NULL;
-    bool valid = !text || json_check(text, strlen(text), false, &floors, reason);
-    NEED(valid, "%s: metadata %s: %s; make the file again", file->path, p->class->floors, reason);
-    plan_sweep(p);
-    sweep(p);
-    double golden2 = p->seen.sum[GOLDEN2], most = 0;
-    bool outside = !p->exact && p->seen.sum[CHANGED] > 0 && !(golden2 > 1e-250 && golden2 < 1e250);
-    for (uint64_t i = 0; outside && i < p->golden->count; i++)
-        most = fmax(most, fabs(element(p->golden, i)));
-    if (most > 0 && isfinite(most)) {
-        p->scale = ldexp(1, (int)fmin(1000, -logb(most)));
-        sweep(p);
-    }
-    take_measures(p, floors, name.text && strncmp(name.text, "\"tiny-", 6) == 0);
-    free(text);
-}
-
-/* The measure that decides: the first that is beyond its limit, or the one that is nearest to it. NaN is beyond any:
- * conditions are written "error <= limit". */
-static const measure *deciding(const pair *p)
-{
-    const measure *nearest = p->measures;
-    for (const measure *m = nearest; m < p->measures + p->count; m++) {
-        if (!(m->error <= m->limit))
-            return m;
-        if (m->error * nearest->limit > nearest->error * m->limit)
-            nearest = m;
-    }
-    return nearest;
-}
-
-/* ---------------------------------------------------------------- compare: the report
- *
- * A verdict has two forms: lines for people, and an object of JSON (`strict`), which has no word for what is not finite
- * but null. What both say in words of their own is written down once, by describe; the rest is numbers. */
-
-/* A foreign string as JSON has it between the quotes, which also keeps it on one line of a terminal. A new string. */
-static char *name_text(const char *s)
-{
-    string to = { .text = allocate(1, 1) };
-    for (; *s; s++)
-        if ((unsigned char)*s == 0xC0)
-            print_to(&to, "\\u0000"), s++;                                  /* C0 80: see json_string */
-        else if ((unsigned char)*s < ' ' || *s == 0x7f)
-            print_to(&to, "\\u%04x", (unsigned)*s);
-        else
-            print_to(&to, *s == '"' || *s == '\\' ? "\\%c" : "%c", *s);
-    return to.text;
-}
-
-/* "F32 [2, 3]", or "nothing"; JSON: {"dtype":"F32","shape":[2, 3]}, or null. A new string. */
-static char *kind_text(const st_tensor *t, bool strict)
-{
-    char *dims = t ? list_text(t->ndim, t->dim) : NULL;
-    char *kind = t ? text_of(strict ? "{\"dtype\":\"%s\",\"shape\":%s}" : "%s %s", dtype_name[t->type], dims)
-                   : text_of(strict ? "null" : "nothing");
-    free(dims);
-    return kind;
-}
-
-/* A number with so many digits. */
-static number number_text(double x, int digits, bool strict)
-{
-    number n = { "null" };
-    if (!strict || isfinite(x))
-        snprintf(n.text, sizeof n.text, "%.*g", digits, x);
-    return n;
-}
-
-/* An element, with as many digits as tell it from all others of its type. */
-static number value_text(const st_tensor *t, uint64_t i, bool strict)
-{
-    number n = { "nothing" };
-    if (t->count > 0 && !is_integer(t->type))
-        return number_text(element(t, i), t->type == F64 ? 17 : 9, strict);
-    bool minus = t->count > 0 && element(t, i) < 0;
-    if (t->count > 0)
-        snprintf(n.text, sizeof n.text, "%s%" PRIu64, minus ? "-" : "", minus ? -integer(t, i) : integer(t, i));
-    return n;
-}
-
-/* The words of a pair: its name, what either side is, the place to look at, "[1, 2]", and what is there. */
-static void describe_pair(pair *p, bool strict)
-{
-    const st_tensor *g = p->golden;
-    int64_t *index = allocate((size_t)g->ndim, sizeof *index);
-    uint64_t at = p->at;
-    for (int d = g->ndim - 1; d >= 0 && g->count > 0; at /= (uint64_t)g->dim[d--])
-        index[d] = (int64_t)(at % (uint64_t)g->dim[d]);
-    p->name = name_text(g->name);
-    p->place = list_text(g->ndim, index);
-    p->kind[0] = kind_text(g, strict);
-    p->kind[1] = kind_text(p->mine, strict);
-    for (int i = 0; i < 2 && p->alike; i++)
-        p->value[i] = value_text(i ? p->mine : g, p->at, strict);
-    free(index);
-}
-
-/* What is printed of floats beside the measures. */
-static double cosine(const tally *t) { return t->sum[PRODUCT] / sqrt(t->sum[GOLDEN2]) / sqrt(t->sum[MINE2]); }
-
-/* What was measured of a tensor, in parts with `between` between them; no end of line. The worst slice is written as
- * NumPy takes it: [:, 7, :]. PSNR is that of all frames together, of 255. */
-static void print_measures(string *to, const pair *p, const char *between)
-{
-    const double *sum = p->seen.sum, n = fmax(1, (double)p->golden->count);
-    for (int i = 0; i < p->count; i++) {
-        print_to(to, "%s %.3g, limit %.3g", p->measures[i].name, p->measures[i].error, p->measures[i].limit);
-        bool sliced = i == SLICE && p->dimension >= 0;
-        for (int d = 0; sliced && d < p->golden->ndim; d++)
-            print_to(to, "%s%s", d ? ", " : ", [", d == p->dimension ? number_text((double)p->index, 9, 0).text : ":");
-        print_to(to, "%s%s", sliced ? "]" : "", between);
-    }
-    if (p->exact)
-        print_to(to, "%.0f of %" PRIu64 " elements differ", sum[CHANGED], p->golden->count);
-    else
-        print_to(to, "ulps of %s p50 %.3g, p99 %.3g, max %.3g; cosine %.9g", p->class->name,
-                 percentile(&p->seen, 0.5), percentile(&p->seen, 0.99), p->ulps, cosine(&p->seen));
-    if (p->exact && strcmp(p->golden->name, "frames") == 0)
-        print_to(to, ", %.3g %% of pixels; PSNR %.4g dB", 300 * sum[PIXELS] / n,
-                 10 * log10(255 * 255 * n / sum[ERROR2]));
-    if (sum[ODD_GOLDEN] + sum[ODD_MINE] > 0)
-        print_to(to, "%snot finite: %.0f in GOLDEN, %.0f in MINE", between, sum[ODD_GOLDEN], sum[ODD_MINE]);
-}
-
-/* For people, without the last line's end. A line of -v: all that was measured. Or the first that differs, in lines:
- * that, and then what decides, and where. Of unlike tensors either tells what was got. */
-static void print_report(string *to, const pair *p, bool first)
-{
-    const measure *m = deciding(p);
-    if (first && p->alike) {
-        print_to(to, "%s: GOLDEN %s, MINE %s\n    ", p->name, p->kind[0], p->kind[1]);
-        print_measures(to, p, "\n    ");
-        print_to(to, "\n");
-    }
-    print_to(to, "%s%s: ", first ? "differs first: " : p->passed ? "same     " : "DIFFERS  ", p->name);
-    if (!p->alike)
-        print_to(to, "got %s, expected %s", p->kind[1], p->kind[0]);
-    else if (first)
-        print_to(to, "%s %.3g, limit %.3g; at %s expected %s, got %s", m->name, m->error, m->limit, p->place,
-                 p->value[0].text, p->value[1].text);
-    else
-        print_measures(to, p, "; ");
-}
-
-/* For programs: an object of JSON. */
-static void print_object(string *to, const pair *p)
-{
-    const double *sum = p->seen.sum;
-    print_to(to, "{\"name\":\"%s\",\"same\":%s,\"golden\":%s,\"mine\":%s", p->name, p->passed ? "true" : "false",
-             p->kind[0], p->kind[1]);
-    for (const measure *m = p->measures; m < p->measures + p->count; m++)
-        print_to(to, "%s\"%s\":{\"error\":%s,\"limit\":%s}", m == p->measures ? ",\"measures\":{" : ",", m->name,
-                 number_text(m->error, 9, true).text, number_text(m->limit, 9, true).text);
-    print_to(to, "%s", p->alike ? "}" : "");
-    if (p->alike && p->golden->count > 0)
-        print_to(to, ",\"at\":%s,\"expected\":%s,\"got\":%s,\"differing\":%.0f,\"not_finite\":[%.0f,%.0f]", p->place,
-                 p->value[0].text, p->value[1].text, sum[CHANGED], sum[ODD_GOLDEN], sum[ODD_MINE]);
-    if (p->dimension >= 0)
-        print_to(to, ",\"worst_slice\":{\"dimension\":%d,\"index\":%" PRId64 "}", p->dimension, p->index);
-    if (p->alike && !p->exact)
-        print_to(to, ",\"ulps\":{\"p50\":%.9g,\"p99\":%.9g,\"max\":%s},\"cosine\":%s", percentile(&p->seen, 0.5),
-                 percentile(&p->seen, 0.99), number_text(p->ulps, 9, true).text,
-                 number_text(cosine(&p->seen), 9, true).text);
-    print_to(to, "}");
-}
-
-/* ---------------------------------------------------------------- compare: the judge */
-
-/* A running comparison. What is printed at the end is kept as text, since the data may be gone by then. */
-struct judge {
-    const judge_class *class;
-    bool all, json, mapped;             /* mapped: tensors are files' pages, on either side */
-    string list, first, worst;          /* JSON of all; the first that differs; the nearest to its limit of the same */
-    double part;                        /* of the limit that the worst has taken */
-    int64_t pairs, compared, differing, unlimited;
-    uint64_t elements;
-};
-
-/* A comparison within the limits of a class: "fp64", "fp32", "fp16", "bf16", or NULL for this build's own. Another word
- * is BAD_INPUT. all: every tensor is printed as it is judged. json: nothing is printed but one document at the end. */
-judge *judge_new(const char *class, int verbosity, bool as_json)
-{
-    judge *j = allocate(1, sizeof *j);
-    for (int i = 0; i < CLASSES; i++)
-        if (strcmp(class ? class : sizeof(real) == 8 ? "fp64" : "fp32", classes[i].name) == 0)
-            j->class = &classes[i];
-    NEED(j->class, "class: got \"%s\", expected fp64, fp32, fp16 or bf16; give one of them", class);
-    j->all = verbosity > 0;
-    j->json = as_json;
-    j->part = -1;
-    return j;
-}
-
-/* Counts a verdict, and keeps or prints what is to be said of it. */
-static void judge_note(judge *j, const pair *p)
-{
-    const measure *m = deciding(p);
-    double part = p->alike && m->limit > 0 ? m->error / m->limit : 0;
-    j->elements += p->alike ? p->golden->count : 0;
-    j->compared += p->mine != NULL;
-    j->unlimited += p->alike && p->measures[0].limit == INFINITY;
-    if (j->json) {
-        print_to(&j->list, j->pairs ? ",\n" : "\n");
-        print_object(&j->list, p);
-    } else if (j->all) {
-        j->list.length = 0;
-        print_report(&j->list, p, false);
-        printf("%s\n", j->list.text);
-    }
-    j->pairs++;
-    if (!p->passed && j->differing++ == 0) {
-        if (j->json)
-            print_to(&j->first, "\"%s\"", p->name);
-        else
-            print_report(&j->first, p, true);
-    }
-    if (p->passed && part > j->part) {
-        j->worst.length = 0;
-        print_to(&j->worst, "%s: %s %.3g, limit %.3g", p->name, m->name, m->error, m->limit);
-        j->part = part;
-    }
-}
-
-/* Judges the next tensor of a file, in the order of computing, by the floors of that file. mine NULL: missing.
- * Missing, another shape, or integers against floats are differences, whatever the values; the widths of floats may
- * differ: a double build compares with F32 truths. A type that has no numbers here is BAD_INPUT. Nothing is kept of
- * the arguments. */
-bool judge_pair(judge *j, const st_tensor *golden, const st_tensor *mine)
-{
-    const st_tensor *odd = !is_number(golden->type) ? golden : mine && !is_number(mine->type) ? mine : NULL;
-    NEED(!odd, "tensor %s: got the type %s, expected integers or floats; convert it", odd->name, dtype_name[odd->type]);
-    pair *p = allocate(1, sizeof *p);
-    p->golden = golden, p->mine = mine, p->class = j->class, p->mapped = j->mapped, p->dimension = -1;
-    p->exact = is_exact(golden, j->class);
-    p->alike = mine && is_integer(golden->type) == is_integer(mine->type) &&
-               same_shape(mine, golden->ndim, golden->dim, false);
-    if (p->alike)
-        measure_pair(p);
-    p->passed = p->alike && deciding(p)->error <= deciding(p)->limit;
-    describe_pair(p, j->json);
-    judge_note(j, p);
-    bool alike = p->alike;
-    free(p->name), free(p->place), free(p->kind[0]), free(p->kind[1]), free(p->seen.sum), free(p->axes), free(p);
-    return alike;
-}
-
-/* Prints the verdict on standard output: one line, or the first that differs in up to ten, or JSON. extra: tensors that
- * only MINE has, which do no harm. Returns DONE or DIFFERS, and frees; to have compared nothing is BAD_INPUT, which the
- * names are for. */
-int judge_end(judge *j, const char *golden, const char *mine, int64_t extra)
-{
-    bool same = j->differing == 0;
-    NEED(j->compared > 0 && (j->elements > 0 || !same),
-         "%s: got no tensor of %s, expected some with elements; check both names", mine, golden);
-    if (j->json)
-        printf("{\"same\":%s,\"class\":\"%s\",\"tensors\":%" PRId64 ",\"differing\":%" PRId64 ",\"unlimited\":%" PRId64
-               ",\"only_in_mine\":%" PRId64 ",\"first\":%s,\"all\":[%s\n]}", same ? "true" : "false", j->class->name,
-               j->pairs, j->differing, j->unlimited, extra, same ? "null" : j->first.text, j->list.text);
-    else if (same)
-        printf("same: %" PRId64 " tensors, %s; worst %s", j->compared, j->class->name, j->worst.text);
-    else
-        printf("%s; %" PRId64 " of %" PRId64 " tensors differ, %s", j->first.text, j->differing, j->pairs,
-               j->class->name);
-    if (!j->json && j->unlimited > 0)
-        printf("; %" PRId64 " have floors too high for a limit", j->unlimited);
-    if (!j->json && extra > 0)
-        printf("; %" PRId64 " only in MINE", extra);
-    printf("\n");
-    free(j->list.text), free(j->first.text), free(j->worst.text), free(j);
-    return same ? DONE : DIFFERS;
-}
-
-/* Every tensor of GOLDEN must be in MINE and within its limits; what only MINE has is counted, so that a pack may hold
- * a part of a run. Both are mapped, and let go of tensor by tensor: memory does not grow with them. Returns an exit
- * code. */
-int compare(const char *golden, const char *mine, const char *class, bool all, bool as_json)
-{
-    judge *j = judge_new(class, all, as_json);
-    pack *theirs = pack_open(golden), *ours = pack_open(mine);
-    j->mapped = true;
-    int64_t extra = 0;
-    for (int64_t i = 0; i < theirs->count; i++)
-        judge_pair(j, theirs->tensors[i], pack_find(ours, theirs->tensors[i]->name));
-    for (int64_t i = 0; i < ours->count; i++)
-        extra += pack_find(theirs, ours->tensors[i]->name) == NULL;
-    int code = judge_end(j, golden, mine, extra);
-    pack_close(theirs);
-    pack_close(ours);
-    return code;
 }

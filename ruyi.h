@@ -245,12 +245,8 @@ void text_write(string *text, const char *path);    /* whole or not at all; "-":
 /* Comparing. A pack: the tensors of a file, of a folder of files, or of a golden case, in the order of computing. */
 typedef struct { safetensors **files; int nfiles; const st_tensor **tensors; int64_t count; } pack;
 pack *pack_open(const char *text);                  /* PATH[:GLOB]; dies: unreadable, or a name twice */
-const st_tensor *pack_find(const pack *p, const char *name);        /* NULL: none */
-void pack_close(pack *p);
 typedef struct judge judge;                         /* a running comparison */
 judge *judge_new(const char *class, int verbosity, bool as_json);   /* class NULL: this build's; 1: prints all */
-bool judge_pair(judge *j, const st_tensor *golden, const st_tensor *mine);  /* NULL: missing. False: another shape */
-int judge_end(judge *j, const char *golden, const char *mine, int64_t extra);   /* the verdict; DONE or DIFFERS */
 int compare(const char *golden, const char *mine, const char *class, bool all, bool as_json);  /* an exit code */
 
 struct run;
