@@ -16,8 +16,9 @@
  *     weights                     shards, bind, low-rank updates, what nothing asked for
  *     pictures in, resize         ppm_parse; y4m_header, y4m_parse; images_read; image_resize
  *     frames out                  output_open, output_frame, output_close; y4m_planes
+ *     packs                       the tensors of files, in the order of computing
+ *     compare                     limits; one pass over a pair; measures; the report; the judge
  *     stages                      given, dump: reading, writing and judging the tensors inside a run
- *     compare                     packs of tensors; limits; one pass over a pair; the report
  *
  * Invariants:
  *   - Parsers (json_check, safetensors_parse, ppm_parse, y4m_header, y4m_parse) are pure: bytes and a length in, a
@@ -2051,9 +2052,9 @@ bool ppm_parse(const unsigned char *bytes, size_t size, size_t *used, image *out
  *
  * W and H are needed. C says how many pixels share a chroma sample (absent: 420). X begins somebody's own parameter:
  * FFmpeg's XCOLORRANGE=FULL says that Y is 0..255; otherwise it is 16..235, but for mono, which FFmpeg writes as
- * 0..255 whatever it says there. Every pixel takes the chroma sample of
- * its block as it is, wherever the letters after 420 place it; so what y4m_planes wrote comes back, and writing it
- * again gives the same bytes where no colour was cut to 0..255 (tests/io_test.h). Rate and aspect are not used. */
+ * 0..255 whatever it says there. Every pixel takes the chroma sample of its block as it is, wherever the letters after
+ * 420 place it; so what y4m_planes wrote comes back, and writing it again gives the same bytes where no colour was cut
+ * to 0..255 (tests/io_test.h). Rate and aspect are not used. */
 
 /* The names after C, and the pixels that share a chroma sample, x and y; 0: grey. Names beyond these have more than 8
  * bits, or planes that are no picture (alpha). */
@@ -2061,7 +2062,8 @@ static const char *const chromas[] = { "420jpeg", "420mpeg2", "420paldv", "420",
 static const int chroma_steps[][2] = { { 2, 2 }, { 2, 2 }, { 2, 2 }, { 2, 2 }, { 2, 1 }, { 1, 1 }, { 0, 0 } };
 enum { CHROMAS = sizeof chromas / sizeof *chromas };
 
-/* One parameter of the header: its letter and its value. */
+/* One parameter of the header: its letter and its value. Letters that are not looked at (F, A, other X) may have any.
+ * Interlaced frames hold two times each, on every other line: as one picture they would have combs. */
 static bool y4m_parameter(char letter, const char *value, y4m *out, char reason[REASON])
 {
     if (letter == 'W' || letter == 'H') {
@@ -2161,7 +2163,8 @@ bool frames_parse(const char *text, int64_t *first, int64_t *last)
     return true;
 }
 
-/* Places from the end become places from the start; dies where the clip, of `count` pictures, has no such frames. */
+/* Places from the end become places from the start; dies where the clip, of `count` pictures, has no such frames. With
+ * 24 of them, -5.. is 19..23. */
 void frames_resolve(const char *name, int64_t count, int64_t *first, int64_t *last)
 {
     int64_t a = *first + (*first < 0 ? count : 0), b = *last + (*last < 0 ? count : 0);
@@ -2218,7 +2221,8 @@ static int64_t series_read(const char *path, image **list, int64_t count)
 
 /* The pictures that a name stands for, appended to *list (NULL or allocated), of which `count` are there; returns the
  * new count. A broken picture, a file without one, a choice that is not there and more than `room` pictures are
- * BAD_INPUT. */
+ * BAD_INPUT. What follows the last colon is part of the name where it is no choice. Those chosen move to the front; the
+ * end of the list is left as it is, beyond the count. */
 int64_t images_read(const char *path, int64_t room, image **list, int64_t count)
 {
     int64_t first = 0, last = -1;
@@ -2445,9 +2449,9 @@ void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *p
 
 /* ---------------------------------------------------------------- pages
  *
- * A text that grows piece by piece, with pictures inside: each is a PNG in base64 in a data: address (RFC
- * 2397), so that the file needs no other. The PNG is the simplest there is: 8 bits of R, G, B, no filter, and "deflate"
- * in stored blocks, which compresses nothing, takes sixty lines and gives the same bytes everywhere.
+ * A text that grows piece by piece, with pictures inside: each is a PNG in base64 in a data: address (RFC 2397), so
+ * that the file needs no other. The PNG is the simplest there is: 8 bits of R, G, B, no filter, and "deflate" in stored
+ * blocks, which compresses nothing, takes sixty lines and gives the same bytes everywhere.
  *
  *     file     signature, then the chunks IHDR (size, depth 8, colour type 2), IDAT (the pixels), IEND
  *     chunk    length, four letters, bytes, CRC-32 of letters and bytes; numbers have their highest byte first
@@ -2456,6 +2460,7 @@ void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *p
  *     pixels   a row is 0 (no filter), then R, G, B of each pixel */
 enum { STORED = 65535, ADLER = 65521 };     /* the longest block; the largest prime below 2^16 */
 
+/* Four bytes, the highest first; returns what is behind them. */
 static unsigned char *png_word(unsigned char *to, uint32_t n)
 {
     for (int shift = 24; shift >= 0; shift -= 8)
@@ -2478,7 +2483,9 @@ static unsigned char *png_chunk(unsigned char *start, const char *letters, unsig
     return png_word(end, ~crc);
 }
 
-/* The zlib stream of a picture's rows; returns its end. */
+/* The zlib stream of a picture's rows; returns its end. Byte i of the rows is a pixel's but where i is a multiple of a
+ * row's length. Adler-32 is two sums modulo ADLER, of the bytes and of the first sum after each, the second in the high
+ * half: unlike a plain sum it sees two bytes swapped. */
 static unsigned char *png_rows(unsigned char *at, image picture)
 {
     int64_t row = 3 * picture.w + 1, size = row * picture.h;
@@ -2498,6 +2505,7 @@ static unsigned char *png_rows(unsigned char *at, image picture)
     return png_word(at, b << 16 | a);
 }
 
+/* Names of files and control words come from the user: as text, and as an attribute's value. */
 void print_html(string *page, const char *text)
 {
     for (; *text; text++) {
@@ -2528,6 +2536,7 @@ void print_picture(string *page, image picture)
     free(png);
 }
 
+/* Whole or not at all, but for a pipe, which takes nothing back. The text ends: it may begin anew. */
 void text_write(string *text, const char *path)
 {
     writer *f = strcmp(path, "-") ? writer_open(path) : NULL;
@@ -2556,7 +2565,8 @@ static const char *const stage_order[] = {
     "decoded", "video", "frames",
 };
 
-/* Rank of a name's part: numbers by value, then the list, then the rest, all alike. An end ranks last. */
+/* Rank of a name's part: numbers by value, then the list, then the rest, all alike. An end ranks last. Numbers are cut
+ * at 2^40, below all words; stages count calls, blocks and slices. */
 static int64_t part_rank(const char *part, size_t length)
 {
     const int64_t words = INT64_C(1) << 40;
@@ -2592,7 +2602,8 @@ static int by_stage(const void *a, const void *b)
     return stage_compare((*(const st_tensor *const *)a)->name, (*(const st_tensor *const *)b)->name);
 }
 
-/* Appends the tensors of a file whose names the glob matches. */
+/* Appends the tensors of a file whose names the glob matches. The file stays mapped as long as the pack is open: its
+ * tensors are pointers into it. */
 static void pack_add(pack *p, const char *path, const char *glob)
 {
     safetensors *file = safetensors_open(path);
@@ -2739,7 +2750,13 @@ static void limits_of_frames(const judge_class *c, json floors, double *steps, d
 /* ---------------------------------------------------------------- compare: one pass over a pair
  *
  * Elements are taken SPAN at a time, as doubles; blocks of them, whose number depends on the shape alone, are tallied
- * in parallel and added up in order, so that the result does not depend on threads. Both are whole pixels of 3. */
+ * in parallel and added up in order, so that the result does not depend on threads. Both are whole pixels of 3.
+ *
+ *     golden, mine --load--> a, b [SPAN] --tally_span--> sums, histogram, largest; d^2, a^2 --add_slices--> slices
+ *                                                        of a block; --sweep--> of all, in the order of the blocks
+ *
+ * One pass is all: tensors may be larger than memory, and reading them takes longer than any arithmetic here. What
+ * needs the length of GOLDEN first, as the element measure does, is therefore kept by exponents until it is known. */
 enum { BLOCKS = 64, SLICE_LEAST = 16, SLICES_MOST = 1 << 20 };
 
 /* The histogram of errors in ulps: none, or below 1/256, then 8 bins an octave from 2^-8 on, the last one open. The
@@ -2762,7 +2779,7 @@ typedef struct {
 /* One thing that was measured, and what was allowed. */
 typedef struct { const char *name; double error, limit; } measure;
 enum { SLICE = 1 };                     /* its place among the measures of floats */
-typedef struct { char text[32]; } number;           /* in words */
+typedef struct { char text[32]; } number;           /* printed: returned as it is, and gone with the statement */
 
 /* One tensor of GOLDEN and its namesake: how they are gone through, what was found, and what that is worth. */
 typedef struct {
@@ -2794,8 +2811,9 @@ static double percentile(const tally *t, double p)
     return k == 0 ? 0 : bits_double((uint64_t)(k + FIRST_BIN) << 49);
 }
 
-/* Adds n elements a, b from `first` on; leaves d^2 and a^2 for the slices. Sums are local here, so that they can be in
- * registers. Doubles do not tell integers beyond 2^53 apart: those that seem equal are looked at again. */
+/* Adds n elements a, b from `first` on; leaves d^2 (in b) and a^2 (in golden2) for the slices. Sums are local here, so
+ * that they can be in registers. Doubles do not tell integers beyond 2^53 apart: those that seem equal are looked at
+ * again, and count as 1 apart. d itself is not scaled: places and ulps are its own. */
 static void tally_span(const pair *p, tally *t, uint64_t first, int64_t n, const double *a, double *b, double *golden2)
 {
     bool whole = is_integer(p->golden->type);
@@ -2828,8 +2846,9 @@ static void tally_span(const pair *p, tally *t, uint64_t first, int64_t n, const
     memcpy(t->sum, sum, sizeof sum);
 }
 
-/* Adds n elements from `first` on, e = d^2 and g = a^2, to the slices that they belong to, run by run of equal
- * index. */
+/* Adds n elements from `first` on, e = d^2 and g = a^2, to the slices that they belong to: in [2][3], element 4 is of
+ * row 1 and of column 1. Elements of equal index lie in runs of `stride`: a run is summed by itself, and `rest` of the
+ * first one may have been in the span before. */
 static void add_slices(const pair *p, double *sum, int64_t first, int64_t n, const double *e, const double *g)
 {
     int64_t stride = 1;
@@ -2859,7 +2878,8 @@ static void let_go(const st_tensor *t, uint64_t first, uint64_t last)
 #endif
 }
 
-/* Tallies block number k. Where the truth is F32, so is what it is compared with. */
+/* Tallies block number k. Where the truth is F32, so is what it is compared with: its own rounding is nobody's error.
+ * PIXELS counts three samples as one; only frames print it. */
 static void tally_block(const pair *p, int k, tally *t)
 {
     int64_t start = k * p->block, end = lesser(start + p->block, (int64_t)p->golden->count);
@@ -2922,12 +2942,16 @@ static void plan_sweep(pair *p)
     int64_t most = greater(1, (1 << 22) / (p->nsums - SLICES + 1));
     p->nblocks = (int)lesser(lesser(BLOCKS, most), (count >> 16) + 1);
     p->block = (count / p->nblocks / 3 + 1) * 3;
-    p->scale = 1;
 }
 
-/* ---------------------------------------------------------------- compare: measures */
+/* ---------------------------------------------------------------- compare: measures
+ *
+ * From a tally to what is judged. All formulas of "compare" above divide by GOLDEN's length; where that is 0 errors are
+ * relative to 1, so that zeros may only be missed by what is nothing beside 1. The same division makes every measure
+ * free of units, and of `scale` but where d or RMS stand alone. */
 
-/* The error of the worst slice, and which it is. Where all of GOLDEN is 0, errors are relative to 1. */
+/* The error of the worst slice, |d_s| / max(|golden_s|, |golden| / sqrt(n)), and which it is: of equals that of the
+ * first dimension. 0 where no dimension has slices. */
 static double worst_slice(pair *p)
 {
     double worst = -1, golden2 = p->seen.sum[GOLDEN2];
@@ -2942,8 +2966,10 @@ static double worst_slice(pair *p)
 }
 
 /* What the pass found, beside its limits. The worst element is sought among the largest differences of each exponent:
- * within one, all are measured by the same power of 2. NaN where anything is not finite, and that is no limit's to
- * allow: it is no less than infinity. */
+ * |golden_i| is taken down to a power of 2, so within an exponent all have the same divisor, and the largest difference
+ * is the largest error. What must be equal is not divided: there the first of equal differences is the place to look
+ * at. Where anything is not finite the measure is NaN, which no limit allows, not even infinity. limit_of's 1e-7 is
+ * that of truths in F32, whose roundings all go one way where the tensor is constant: bias may then be as large. */
 static void take_measures(pair *p, json floors, bool tiny)
 {
     const tally *t = &p->seen;
@@ -2973,9 +2999,10 @@ static void take_measures(pair *p, json floors, bool tiny)
     p->measures[p->count++] = (measure){ "bias", fabs(t->sum[ERROR]) / (sqrt(n) * length), l == 1e-7 ? l : l / 2 };
 }
 
-/* The pass, again with another scale where the squares of doubles leave their range, and what it measured. Floors are
- * those that GOLDEN's file has for the class, absent where it has none; what is no JSON is BAD_INPUT, since it would
- * set other limits silently. */
+/* The pass, and what it measured. Squares of doubles beyond 1e154 or below 1e-162 leave the range of doubles: then the
+ * pass is made again, with all elements times the power of 2 that takes the largest to 1 (or as far as 2^1000 does).
+ * Floors are those that GOLDEN's file has for the class, absent where it has none; what is no JSON is BAD_INPUT, since
+ * it would set other limits silently. */
 static void measure_pair(pair *p)
 {
     const safetensors *file = p->golden->file;
@@ -2999,8 +3026,9 @@ static void measure_pair(pair *p)
     free(text);
 }
 
-/* The measure that decides: the first that is beyond its limit, or the one that is nearest to it. NaN is beyond any:
- * conditions are written "error <= limit". */
+/* The measure that decides: the first that is beyond its limit, or the one that is nearest to it (of error / limit the
+ * largest, written as products: exact tensors have limits of 0). NaN is beyond any limit: conditions are written
+ * "error <= limit", and negated as a whole. */
 static const measure *deciding(const pair *p)
 {
     const measure *nearest = p->measures;
@@ -3015,8 +3043,24 @@ static const measure *deciding(const pair *p)
 
 /* ---------------------------------------------------------------- compare: the report
  *
- * A verdict has two forms: lines for people, and an object of JSON (`strict`), which has no word for what is not finite
- * but null. What both say in words of their own is written down once, by describe; the rest is numbers. */
+ * A verdict has two forms. Lines for people: -v prints one for every tensor, and without it the first that differs is
+ * told in up to ten, whose last is the verdict on all:
+ *
+ *     same     NAME: rel-L2 5.95e-07, limit 2e-06; slice ...; ulps of fp32 p50 ..., max ...; cosine 0.999999998
+ *     DIFFERS  NAME: got F32 [2, 4], expected F32 [2, 3]
+ *
+ *     NAME: GOLDEN F64 [16, 2], MINE F32 [16, 2]
+ *         rel-L2 6.04e-05, limit 2.56e-05
+ *         ...                                             the other measures, a line each
+ *     differs first: NAME: rel-L2 6.04e-05, limit 2.56e-05; at [13, 0] expected 0.8461, got 0.8463; 70 of 118 ...
+ *
+ * And an object of JSON (`strict`), which has no word for what is not finite but null:
+ *
+ *     {"name":NAME,"same":true,"golden":{"dtype":"F64","shape":[16, 2]},"mine":...,
+ *      "measures":{"rel-L2":{"error":6.04e-05,"limit":2.56e-05},...},"at":[13, 0],"expected":0.8461,"got":0.8463,
+ *      "differing":32,"not_finite":[0,0],"worst_slice":{"dimension":0,"index":7},"ulps":{...},"cosine":0.999999998}
+ *
+ * What both say in words is written down once, by describe_pair; the rest is numbers. */
 
 /* A foreign string as JSON has it between the quotes, which also keeps it on one line of a terminal. A new string. */
 static char *name_text(const char *s)
@@ -3043,7 +3087,7 @@ static char *kind_text(const st_tensor *t, bool strict)
     return kind;
 }
 
-/* A number with so many digits. */
+/* A number with so many digits: 9 tell any two floats apart, 17 any two doubles. */
 static number number_text(double x, int digits, bool strict)
 {
     number n = { "null" };
@@ -3052,7 +3096,8 @@ static number number_text(double x, int digits, bool strict)
     return n;
 }
 
-/* An element, with as many digits as tell it from all others of its type. */
+/* An element, with as many digits as tell it from all others of its type. Integers are printed as such: 64 bits of them
+ * do not fit a double. */
 static number value_text(const st_tensor *t, uint64_t i, bool strict)
 {
     bool minus = element(t, i) < 0;
@@ -3063,7 +3108,8 @@ static number value_text(const st_tensor *t, uint64_t i, bool strict)
     return n;
 }
 
-/* The words of a pair: its name, what either side is, the place to look at, "[1, 2]", and what is there. */
+/* The words of a pair: its name, what either side is, the place to look at, "[1, 2]", and what is there. The index is
+ * worked out from the last dimension to the first, like digits: the last one changes fastest. */
 static void describe_pair(pair *p, bool strict)
 {
     const st_tensor *g = p->golden;
@@ -3148,7 +3194,15 @@ static void print_object(string *to, const pair *p)
     print_to(to, "}");
 }
 
-/* ---------------------------------------------------------------- compare: the judge */
+/* ---------------------------------------------------------------- compare: the judge
+ *
+ * Takes pairs one by one, whoever has them: compare walks through two packs, a run with --check brings each stage as it
+ * is made. It ends with one verdict, and the exit code that belongs to it:
+ *
+ *     same: 118 tensors, fp32; worst NAME: slice 1.91e-06, limit 1.12e-05; 14 only in MINE                     DONE
+ *     (the report on the first that differs); 70 of 118 tensors differ, fp32; 14 only in MINE                  DIFFERS
+ *     {"same":...,"class":...,"tensors":118,"differing":70,...,"first":NAME,"all":[one object a tensor]}       either
+ */
 
 /* A running comparison. What is printed at the end is kept as text, since the data may be gone by then. */
 struct judge {
@@ -3175,7 +3229,8 @@ judge *judge_new(const char *class, int verbosity, bool as_json)
     return j;
 }
 
-/* Counts a verdict, and keeps or prints what is to be said of it. */
+/* Counts a verdict, and keeps or prints what is to be said of it. The worst of those that are the same is the one that
+ * has used up most of its limit: how near the next failure is. */
 static void judge_note(judge *j, const pair *p)
 {
     const measure *m = deciding(p);
@@ -3213,18 +3268,16 @@ static bool judge_pair(judge *j, const st_tensor *golden, const st_tensor *mine)
 {
     const st_tensor *odd = !is_number(golden->type) ? golden : mine && !is_number(mine->type) ? mine : NULL;
     NEED(!odd, "tensor %s: got the type %s, expected integers or floats; convert it", odd->name, dtype_name[odd->type]);
-    pair *p = allocate(1, sizeof *p);
-    p->golden = golden, p->mine = mine, p->class = j->class, p->mapped = j->mapped, p->dimension = -1;
-    p->exact = is_exact(golden, j->class);
-    p->alike = mine && is_integer(golden->type) == is_integer(mine->type) &&
-               same_shape(mine, golden->ndim, golden->dim, false);
-    if (p->alike)
-        measure_pair(p);
-    p->passed = p->alike && deciding(p)->error <= deciding(p)->limit;
-    describe_pair(p, j->json);
-    judge_note(j, p);
-    bool alike = p->alike;
-    free(p->name), free(p->place), free(p->kind[0]), free(p->kind[1]), free(p->seen.sum), free(p->slices), free(p);
+    bool alike = mine && is_integer(golden->type) == is_integer(mine->type) &&
+                 same_shape(mine, golden->ndim, golden->dim, false);
+    pair p = { .golden = golden, .mine = mine, .class = j->class, .alike = alike, .exact = is_exact(golden, j->class),
+               .mapped = j->mapped, .scale = 1, .dimension = -1 };
+    if (alike)
+        measure_pair(&p);
+    p.passed = alike && deciding(&p)->error <= deciding(&p)->limit;
+    describe_pair(&p, j->json);
+    judge_note(j, &p);
+    free(p.name), free(p.place), free(p.kind[0]), free(p.kind[1]), free(p.seen.sum), free(p.slices);
     return alike;
 }
 
@@ -3290,7 +3343,7 @@ int compare(const char *golden, const char *mine, const char *class, bool all, b
  * A run is planned before it is computed: every stage passes here twice, the first time without data. What is wrong
  * with a given tensor ends the plan; dumps, checks and looks wait for the data. */
 
-/* The shape in the file of a tensor of shape s here. */
+/* The shape in the file of a tensor of shape s here: the last dimension moves to the front, or behind the rows. */
 static shape file_shape(shape s, layout order)
 {
     shape t = s;
@@ -3375,7 +3428,8 @@ bool stops_at(const run *r, const char *glob)
     return r->hooks && r->hooks->stop_after && fnmatch(glob, r->hooks->stop_after, 0) == 0;
 }
 
-/* Reads numbers out of that stage's name, as sscanf; 0 where the run goes to its own end. */
+/* Reads numbers out of that stage's name, as sscanf, and returns how many: which step, block or slice is the last that
+ * is wanted. 0 where the run goes to its own end. */
 int stop_numbers(const run *r, const char *format, ...)
 {
     if (!r->hooks || !r->hooks->stop_after)
@@ -3463,7 +3517,7 @@ static void stage_done(const run *r, st_entry e, layout order, real *x)
     free(turned);
 }
 
-/* Shows what is no stage: never written, given or judged. */
+/* Shows what is no stage: never written, given or judged. For the tour, which draws attention out of q and k. */
 void show(const run *r, const void *data, dtype type, shape s, const char *name)
 {
     if (r->hooks && r->hooks->look && data)
