@@ -73,8 +73,6 @@ static void sha256(const unsigned char *data, size_t size, char text[65])
 
 /* ---------------------------------------------------------------- limits and evidence */
 
-static const char *const floor_keys[CLASSES] = { "floor.fp64", "floor", "floor.fp16", "floor.bf16" };
-
 static int64_t close_limits, capped_limits, far_limits;     /* below 4 floors; the same, at the class's largest limit; others */
 
 /* The smallest margin by which the case caught a mutant in that class, or "-". */
@@ -103,11 +101,11 @@ static char *evidence(const safetensors *f, const char *id, const char *prefix, 
     char *columns = NULL;
     for (int c = 0; c < CLASSES; c++) {
         char reason[REASON], *text = NULL;
-        json member = json_member(f->metadata, floor_keys[c]), floors = { 0 };
+        json member = json_member(f->metadata, classes[c].floors), floors = { 0 };
         if (member.text)
             text = json_string(member);
         if (text && !json_check(text, strlen(text), false, &floors, reason))
-            die(BAD_INPUT, "%s: metadata %s: %s; make the file again", f->path, floor_keys[c], reason);
+            die(BAD_INPUT, "%s: metadata %s: %s; make the file again", f->path, classes[c].floors, reason);
         double nearest = INFINITY, its_floor = -1, its_limit = -1;
         for (int64_t i = 0; i < f->count; i++) {
             const st_tensor *t = &f->tensors[i];
@@ -318,7 +316,7 @@ static void add_floors(const char *path, const char *given)
             append(&map, ",", "%.*s:%.4g", (int)(key.end - key.text), key.text, json_number(value));
         if (map) {
             char *object = text_of("{%s}", map), *string = quoted(object);
-            append(&members, ",", "\"%s\":%s", floor_keys[c], string);
+            append(&members, ",", "\"%s\":%s", classes[c].floors, string);
             free(object), free(string), free(map);
         }
     }
