@@ -2204,25 +2204,11 @@ static int64_t file_read(const char *path, image **list, int64_t count)
     return count;
 }
 
-/* All files of a series, one after the other. Number 0 may be missing; 1 may not, if nothing was before it: where there
- * is no file at all, its absence is the message. */
-static int64_t series_read(const char *path, image **list, int64_t count)
-{
-    int64_t before = count;
-    for (int64_t number = 0, there = 1; there || number == 1; number++) {
-        char *name = series_name(path, number);
-        there = file_exists(name) || (number == 1 && count == before);
-        if (there)
-            count = file_read(name, list, count);
-        free(name);
-    }
-    return count;
-}
-
 /* The pictures that a name stands for, appended to *list (NULL or allocated), of which `count` are there; returns the
  * new count. A broken picture, a file without one, a choice that is not there and more than `room` pictures are
- * BAD_INPUT. What follows the last colon is part of the name where it is no choice. Those chosen move to the front; the
- * end of the list is left as it is, beyond the count. */
+ * BAD_INPUT. What follows the last colon is part of the name where it is no choice. Of a series, number 0 may be
+ * missing; 1 may not, if nothing was before it: where there is no file at all, its absence is the message. Those chosen
+ * move to the front; the end of the list is left as it is, beyond the count. */
 int64_t images_read(const char *path, int64_t room, image **list, int64_t count)
 {
     int64_t first = 0, last = -1;
@@ -2231,7 +2217,14 @@ int64_t images_read(const char *path, int64_t room, image **list, int64_t count)
         colon = NULL;
     char *name = text_of("%.*s", (int)(colon ? colon - path : (ptrdiff_t)strlen(path)), path);
     char *series = file_exists(name) ? NULL : series_name(name, 0);
-    int64_t end = (series ? series_read : file_read)(name, list, count);
+    int64_t end = series ? count : file_read(name, list, count);
+    for (int64_t number = 0, there = 1; series && (there || number == 1); number++) {
+        char *file = series_name(name, number);
+        there = file_exists(file) || (number == 1 && end == count);
+        if (there)
+            end = file_read(file, list, end);
+        free(file);
+    }
     frames_resolve(strcmp(name, "-") ? name : "standard input", end - count, &first, &last);
     int64_t chosen = last - first + 1;
     NEED(chosen <= room, "%s: pictures: got %" PRId64 ", expected at most %" PRId64 "; give fewer, as in %s:%" PRId64
@@ -2589,8 +2582,7 @@ static int stage_compare(const char *s, const char *t)
         int64_t order = x != y ? x - y : is_digit(*p) ? 0 : words ? words : longer;
         if (order != 0)
             return order < 0 ? -1 : 1;
-        p += m + (p[m] == '.');
-        q += n + (q[n] == '.');
+        p += m + (p[m] == '.'), q += n + (q[n] == '.');
     }
     return strcmp(s, t);
 }
@@ -3075,16 +3067,6 @@ static char *name_text(const char *s)
     return to.text;
 }
 
-/* "F32 [2, 3]", or "nothing"; JSON: {"dtype":"F32","shape":[2, 3]}, or null. A new string. */
-static char *kind_text(const st_tensor *t, bool strict)
-{
-    char *dims = t ? list_text(t->ndim, t->dim) : NULL;
-    char *kind = t ? text_of(strict ? "{\"dtype\":\"%s\",\"shape\":%s}" : "%s %s", dtype_name[t->type], dims)
-                   : text_of(strict ? "null" : "nothing");
-    free(dims);
-    return kind;
-}
-
 /* A number with so many digits: 9 tell any two floats apart, 17 any two doubles. */
 static number number_text(double x, int digits, bool strict)
 {
@@ -3106,8 +3088,9 @@ static number value_text(const st_tensor *t, uint64_t i, bool strict)
     return n;
 }
 
-/* The words of a pair: its name, what either side is, the place to look at, "[1, 2]", and what is there. The index is
- * worked out from the last dimension to the first, like digits: the last one changes fastest. */
+/* The words of a pair: its name, what either side is ("F32 [2, 3]", or "nothing"), the place to look at, "[1, 2]", and
+ * what is there. The index is worked out from the last dimension to the first, like digits: the last one changes
+ * fastest. */
 static void describe_pair(pair *p, bool strict)
 {
     const st_tensor *g = p->golden;
@@ -3117,10 +3100,15 @@ static void describe_pair(pair *p, bool strict)
         index[d] = (int64_t)(at % (uint64_t)g->dim[d]);
     p->name = name_text(g->name);
     p->place = list_text(g->ndim, index);
-    p->kind[0] = kind_text(g, strict);
-    p->kind[1] = kind_text(p->mine, strict);
-    for (int i = 0; i < 2 && p->alike && g->count > 0; i++)
-        p->value[i] = value_text(i ? p->mine : g, p->at, strict);
+    for (int i = 0; i < 2; i++) {
+        const st_tensor *t = i ? p->mine : g;
+        char *dims = t ? list_text(t->ndim, t->dim) : NULL;
+        p->kind[i] = t ? text_of(strict ? "{\"dtype\":\"%s\",\"shape\":%s}" : "%s %s", dtype_name[t->type], dims)
+                       : text_of(strict ? "null" : "nothing");
+        if (p->alike && g->count > 0)
+            p->value[i] = value_text(t, p->at, strict);
+        free(dims);
+    }
     free(index);
 }
 
@@ -3134,10 +3122,10 @@ static void print_measures(string *to, const pair *p, const char *between)
     const double *sum = p->seen.sum, n = fmax(1, (double)p->golden->count);
     for (int i = 0; i < p->count; i++) {
         print_to(to, "%s %.3g, limit %.3g", p->measures[i].name, p->measures[i].error, p->measures[i].limit);
-        bool sliced = i == SLICE && p->dimension >= 0;
-        for (int d = 0; sliced && d < p->golden->ndim; d++)
-            print_to(to, "%s%s", d ? ", " : ", [", d == p->dimension ? number_text((double)p->index, 9, 0).text : ":");
-        print_to(to, "%s%s", sliced ? "]" : "", between);
+        for (int d = 0, last = p->golden->ndim - 1; i == SLICE && p->dimension >= 0 && d <= last; d++)
+            print_to(to, "%s%s%s", d ? ", " : ", [", d == p->dimension ? number_text((double)p->index, 9, 0).text : ":",
+                     d == last ? "]" : "");
+        print_to(to, "%s", between);
     }
     if (p->exact)
         print_to(to, "%.0f of %" PRIu64 " elements differ", sum[CHANGED], p->golden->count);
@@ -3177,10 +3165,9 @@ static void print_object(string *to, const pair *p)
     const double *sum = p->seen.sum;
     print_to(to, "{\"name\":\"%s\",\"same\":%s,\"golden\":%s,\"mine\":%s", p->name, p->passed ? "true" : "false",
              p->kind[0], p->kind[1]);
-    for (const measure *m = p->measures; m < p->measures + p->count; m++)
-        print_to(to, "%s\"%s\":{\"error\":%s,\"limit\":%s}", m == p->measures ? ",\"measures\":{" : ",", m->name,
-                 number_text(m->error, 9, true).text, number_text(m->limit, 9, true).text);
-    print_to(to, "%s", p->alike ? "}" : "");
+    for (const measure *m = p->measures, *end = m + p->count; m < end; m++)
+        print_to(to, "%s\"%s\":{\"error\":%s,\"limit\":%s%s", m == p->measures ? ",\"measures\":{" : ",", m->name,
+                 number_text(m->error, 9, true).text, number_text(m->limit, 9, true).text, m + 1 < end ? "}" : "}}");
     if (p->alike && p->golden->count > 0)
         print_to(to, ",\"at\":%s,\"expected\":%s,\"got\":%s,\"differing\":%.0f,\"not_finite\":[%.0f,%.0f]", p->place,
                  p->value[0].text, p->value[1].text, sum[CHANGED], sum[ODD_GOLDEN], sum[ODD_MINE]);
@@ -3217,13 +3204,11 @@ struct judge {
 judge *judge_new(const char *class, int verbosity, bool as_json)
 {
     judge *j = allocate(1, sizeof *j);
+    *j = (judge){ .all = verbosity > 0, .json = as_json, .part = -1 };
     for (int i = 0; i < CLASSES; i++)
         if (strcmp(class ? class : sizeof(real) == 8 ? "fp64" : "fp32", classes[i].name) == 0)
             j->class = &classes[i];
     NEED(j->class, "class: got \"%s\", expected fp64, fp32, fp16 or bf16; give one of them", class);
-    j->all = verbosity > 0;
-    j->json = as_json;
-    j->part = -1;
     return j;
 }
 
@@ -3318,8 +3303,7 @@ int compare(const char *golden, const char *mine, const char *class, bool all, b
     for (int64_t i = 0; i < ours->count; i++)
         extra += pack_find(theirs, ours->tensors[i]->name) == NULL;
     int code = judge_end(j, golden, mine, extra);
-    pack_close(theirs);
-    pack_close(ours);
+    pack_close(theirs), pack_close(ours);
     return code;
 }
 
@@ -3444,15 +3428,6 @@ void dump_check(const char *folder)
     folder_check(folder, folder);
 }
 
-/* Whether a stage is to be written: some filter matches its name, or there are none. */
-static bool dump_wanted(const hooks *h, const char *name)
-{
-    bool wanted = h->nfilters == 0;
-    for (int i = 0; i < h->nfilters && !wanted; i++)
-        wanted = fnmatch(h->filters[i], name, 0) == 0;
-    return h->dump_dir && wanted;
-}
-
 /* A stage against the truth's; whether the truth may take its place, which is so where it is exact for this build:
  * errors then do not add up, and every later stage is judged for itself. Truths that were rounded to float32 would
  * spoil double's digits. */
@@ -3472,8 +3447,7 @@ static bool check_stage(const hooks *h, const st_tensor *truth, st_entry e)
  * make is missing, unless it was not to be made. */
 int hooks_end(const hooks *h)
 {
-    bool whole = h->truth && !h->ngiven && !h->stop_after;
-    for (int64_t i = 0; whole && i < h->truth->count; i++)
+    for (int64_t i = 0; h->truth && !h->ngiven && !h->stop_after && i < h->truth->count; i++)
         if (!*used(h->truth->tensors[i]))
             judge_pair(h->judge, h->truth->tensors[i], NULL);
     return h->truth ? judge_end(h->judge, h->truth->files[0]->path, "this run", 0) : DONE;
@@ -3488,7 +3462,9 @@ static void stage_done(const run *r, st_entry e, layout order, real *x)
     if (!h)
         return;
     bool last = h->stop_after && strcmp(e.name, h->stop_after) == 0, there = !r->arena->planning && e.data;
-    bool written = there && dump_wanted(h, e.name);
+    bool written = there && h->dump_dir && h->nfilters == 0;
+    for (int i = 0; there && h->dump_dir && i < h->nfilters; i++)
+        written |= fnmatch(h->filters[i], e.name, 0) == 0;
     const st_tensor *truth = there && h->truth ? pack_find(h->truth, e.name) : NULL;
     st_entry out = { e.name, e.type, file_shape(e.shape, order), e.data };
     real *turned = NULL;
