@@ -2615,12 +2615,12 @@ pack *pack_open(const char *text)
     pack *p = allocate(1, sizeof *p);
     char *path = text_of("%.*s", (int)(colon ? (size_t)(colon - text) : strlen(text)), text);
     char *expected = text_of("%s/expected.safetensors", path);
-    bool golden = file_exists(expected);
-    DIR *folder = golden ? NULL : opendir(path);
-    if (!golden && !folder && errno != ENOTDIR)
-        die_reading(path);
+    const char *file = file_exists(expected) ? expected : path;
+    DIR *folder = opendir(file);
+    if (!folder && errno != ENOTDIR)
+        die_reading(file);
     if (!folder)
-        pack_add(p, golden ? expected : path, glob);
+        pack_add(p, file, glob);
     for (const struct dirent *d; folder && (errno = 0, d = readdir(folder));) {
         char *name = text_of("%s/%s", path, d->d_name);
         if (fnmatch("*.safetensors", d->d_name, 0) == 0)
