@@ -149,7 +149,13 @@ void *arena_alloc(arena *a, size_t count, size_t size)
     return a->planning ? NULL : a->base + at;
 }
 
-/* ---------------------------------------------------------------- tensors */
+/* ---------------------------------------------------------------- tensors
+ *
+ * A tensor is a view: a pointer and a shape, passed by value. It owns nothing; the arena owns all. Elements lie in C
+ * order without gaps, the last dimension side by side: channels, in all of this program, so that a pixel or a token is
+ * one run of memory and a layer's input is a matrix of rows. NCHW, PyTorch's order, exists only in files (stages in
+ * io.c). While planning data is NULL; every loop over elements then has nothing to do.
+ */
 
 /* A view of that shape on those elements. */
 static tensor tensor_of(real *data, shape s)
@@ -181,7 +187,7 @@ tensor tensor_new_high(arena *a, shape s)
     return tensor_of(a->planning ? NULL : (real *)(void *)(a->base + (a->size - a->high)), s);
 }
 
-/* Elements of a tensor, and of a parameter. */
+/* Elements of a tensor, and of a parameter: their shapes were checked when they were made. */
 static int64_t count_of(int ndim, const int64_t *dim)
 {
     int64_t n = 1;
@@ -200,7 +206,7 @@ shape tensor_shape(tensor x)
     return s;
 }
 
-/* The same elements in another shape of the same count. */
+/* The same elements in another shape of the same count: video as tokens [T][H][W][C] -> [T H W][C], and back. */
 tensor tensor_view(tensor x, shape s)
 {
     if ((int64_t)shape_count(s) != tensor_count(x))
@@ -273,6 +279,10 @@ tensor arena_return(arena *a, size_t mark, tensor x)
  *
  * All widen to float exactly, subnormals and signed zeros included (the golden data has every code of the small types),
  * and F64 is rounded where `real` is float. Nothing else in the program looks at a checkpoint's bytes.
+ *
+ * Example: 1.5 = 1.1 in binary x 2^0 is 0 01111111 1000000 in BF16 (0x3fc0; exponent 127 - bias 127), 0 01111
+ * 1000000000 in F16 (0x3e00) and 0 0111 100 in F8_E4M3 (0x3c). BF16 has the range of F32 with two to three decimal
+ * digits, F16 has three to four but ends at 65504; F8_E4M3 has one, and ends at 448.
  */
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
@@ -386,7 +396,8 @@ void weight_row(weight w, int64_t row, int64_t first, int64_t count, real *out)
         }
 }
 
-/* A whole small parameter (bias, norm weight, table), widened into the arena. NULL if absent, and while planning. */
+/* A whole small parameter (bias, norm weight, table), widened into the arena. NULL if absent, and while planning. Large
+ * ones are never widened as a whole: rows are, as they are packed, so that BF16 weights take half of F32's memory. */
 real *weight_vector(arena *a, weight w)
 {
     if (!w.data)
@@ -606,7 +617,8 @@ enum {
  * a: [rows][STRIDE]; b: [count][vectors * LANES]; rows of before (NULL: the sum alone) lie `above` apart (0: one row
  * for all), those of out `below`.
  * rows and vectors are constants where it is inlined, so that all sums stay in registers. */
-#define OPERANDS int64_t count, const real *a, const real *b, const real *before, int64_t above, real *out, int64_t below
+#define OPERANDS \
+    int64_t count, const real *a, const real *b, const real *before, int64_t above, real *out, int64_t below
 static ALWAYS_INLINE void micro_tile(OPERANDS, const int rows, const int vectors)
 {
 #define EACH_ROW UNROLL for (int r = 0; r < MR; r++) if (r < rows)
@@ -648,7 +660,15 @@ static micro_kernel *micro_for(int64_t n) { return n <= LOW ? micro_low : n <= M
  * Formula: y[m][n] = b[n] + sum over chunks of (sum over the chunk's k of x[m][k] W[n][k])
  * Method:  W is taken in panels of as many outputs as the shared cache holds. All threads pack one, widened and turned;
  *          then each takes tasks of up to BLOCK_M rows and BLOCK_N outputs and walks the chunks: in each it copies MR
- *          rows of x beside each other and runs a tile for every NR outputs, which adds its sums to y.
+ *          rows of x beside each other and runs a tile for every NR outputs, which adds its sums to y. Every number is
+ *          used as often as the memory that holds it is slow (sizes for AVX-512 and float):
+ *
+ *              registers   14 x 32 sums            for each k, 14 numbers of x meet 32 of W
+ *              1st cache   14 x 256 of x, 14 KB    used for all columns of the task; W streams by
+ *              2nd cache   512 x 256 of W, 512 KB  used for all rows of the task; and the task's outputs
+ *              3rd cache   a panel of W, 16 MB     used by all tasks
+ *              memory      W once; x and y once a panel and chunk
+ *
  * Special: taps of a convolution on padding are computed like any: a weight that is not finite shows, wherever it is.
  *          Lanes and rows beyond n and m are computed and thrown away.
  * Accuracy: for finite weights linear_plain's and conv_plain's bits, whatever MR, NR and the blocks are (tests/unit.c,
@@ -692,7 +712,8 @@ static void weight_prefetch(weight w, int64_t at, int64_t count)
         PREFETCH(p + i);
 }
 
-/* One group and chunk: W[n + i][first + k] to its place [k][i]; columns beyond n1 are zero. wide: WIDE. */
+/* One group and chunk: W[n + i][first + k] to its place [k][i], so that a tile reads it from end to end, NR numbers for
+ * every k. Columns beyond n1 are zero. wide: WIDE. */
 static void pack_group(const product *p, const panel *w, int64_t n, int64_t first, real *wide)
 {
     int width = group_width(w, n);
@@ -840,6 +861,14 @@ tensor linear(arena *a, tensor x, layer l)
  *          coordinates in the same place.
  * Accuracy: conv_plain's bits.
  *
+ * The taps are W's order, too: at k = (dt, dy, dx, c), one row of the left operand for output (t, y, x) with kernel 3,
+ * stride 1 and 2 channels reads, pixel (dt, dy, dx) by pixel,
+ *
+ *     k         0 1   2 3   4 5   6 7  ..  16 17   18 19  ..
+ *     pixel     000   001   002   010  ..  022     100    ..      3 * 3 * 3 pixels of C numbers each
+ *
+ * so that what lies side by side in memory (the channels, and with stride 1 the pixels of a line) is side by side in k.
+ *
  * Frames that a kernel of 3 sees in front of frame 0, by mode (C are frames that the slice before has left):
  *
  *     PAD_REPLICATE, PAD_CACHE_FIRST   0 0 | 0 1 2 3        output t sees t-2 .. t
@@ -986,6 +1015,9 @@ void conv(arena *a, tensor y, tensor x, conv_spec s, layer l)
  *              pass 1   S^T [keys][queries] = K rows (broadcast) x packed Q^T         the micro-kernel
  *              pass 2   down the keys, in order: maximum, exp2, sum                   vertical loops
  *              pass 3   O^T [head][queries] = O^T a + V^T rows (broadcast) x P^T      the micro-kernel
+ *          Why a chunk can be forgotten: softmax stays the same when all scores of a row lose the same number. It is
+ *          taken to be the largest so far, m, so that 2^(s - m) never overflows. When a later chunk raises it to m',
+ *          the sums so far were counted too high by the same factor for all: times a = 2^(m - m') makes them right.
  * Special: the first chunk's maximum before it is -infinity, so that what was before shrinks to 0. A score that is nan
  *          is passed over by the maximum and comes back through p.
  * Accuracy: attention_plain's bits.
@@ -1223,7 +1255,9 @@ static inline double sum8_total(sum8 a)
     return ((a.s[0] + a.s[4]) + (a.s[2] + a.s[6])) + ((a.s[1] + a.s[5]) + (a.s[3] + a.s[7]));
 }
 
-/* Mean of n numbers, and 1 / sqrt(mean centred square + eps). */
+/* Mean of n numbers, and 1 / sqrt(mean centred square + eps). Not the mean of squares less the squared mean, which
+ * would save a pass: where the mean is large against the spread, the two are nearly equal and their difference is
+ * noise. */
 static void moments(const real *x, int64_t n, double eps, double *mean, double *scale)
 {
     sum8 a = { { 0 } }, b = { { 0 } };
@@ -1328,7 +1362,9 @@ static void group_apply(const group_sums *g, real *y, int64_t row, const double 
 }
 
 /* GroupNorm (eps 1e-6) of x [T][H][W][C] with statistics over C/groups channels of `span` consecutive frames at a time
- * (T: the whole slice; 1: per frame), then SiLU if asked. y may be x. nn.GroupNorm of the public VAE's modules. */
+ * (T: the whole slice; 1: per frame), then SiLU if asked. y may be x. nn.GroupNorm of the public VAE's modules.
+ * A trap for ports: statistics over the whole slice make its frames depend on each other, so that a slice of other
+ * length, or a tile of other size, gives other pixels. It is why a clip's slices do not join without seams. */
 void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, layer l, bool silu)
 {
     size_t mark = arena_mark(a);
@@ -1398,7 +1434,11 @@ void head_norm_rotary(arena *a, tensor x, int64_t heads, layer l, double eps, co
         }
 }
 
-/* ---------------------------------------------------------------- elementwise */
+/* ---------------------------------------------------------------- elementwise
+ *
+ * What the networks do to one number at a time. SiLU: on time embeddings (and after the VAE's norms, where it is part
+ * of group_norm). GELU, tanh form: the DiT's MLP; exact: its gate. CLIP: the one that its weights were trained with.
+ */
 
 /* In place. SiLU, GELU (tanh form or exact), and CLIP's quick GELU x sigmoid(1.702 x). */
 void activate(tensor x, activation f)
@@ -1443,7 +1483,12 @@ void gate_gelu(tensor y, tensor x)
             y.data[i * d + k] = x.data[i * 2 * d + k] * gelu_erf_one(x.data[i * 2 * d + d + k]);
 }
 
-/* ---------------------------------------------------------------- the machine's peak */
+/* ---------------------------------------------------------------- the machine's peak
+ *
+ * Formula: operations a second <= threads x clock x multiply-adds a cycle x LANES x 2
+ * Method:  measured, since a virtual machine hides its clock: as many independent chains as a tile has sums, so that no
+ *          multiply-add waits for another, and not one number from memory. A kernel's share of it is how good it is.
+ */
 
 /* MR x NV independent chains of multiply-adds that never leave the registers. */
 static void burn(int64_t rounds, real *out)
@@ -1480,6 +1525,11 @@ double burn_peak(arena *a)
  * torch.randn on the CPU, float32, bit for bit: MT19937 (Matsumoto and Nishimura 1998), Box-Muller on blocks of 16
  * with the single-precision logarithm, sine and cosine of Cephes, as torch's AVX2 code evaluates them. Everything here
  * is float whatever `real` is, and every line is one rounding. torch.randn on a GPU is at the end.
+ *
+ *     seed -> 624 words of state -> words -> 24 bits each: u in [0, 1) -> pairs (radius, angle) -> normal numbers
+ *
+ * Why to the bit: sampling carries the noise through to the clip. Another generator of the same distribution gives
+ * another clip of the same quality, and then no port could tell a mistake of its own from other noise.
  */
 
 /* torch.Generator(device).manual_seed(seed): on the CPU its low 32 bits, on a GPU all 64. Half a pair is forgotten. */
@@ -1491,7 +1541,9 @@ void generator_seed(generator *g, rng device, uint64_t seed)
         g->state[i] = 1812433253u * (g->state[i - 1] ^ g->state[i - 1] >> 30) + i;
 }
 
-/* The next 32 bits; every 624 of them the state is stirred once. */
+/* The next 32 bits. Every 624 of them the state is stirred once: word i becomes word i + 397, combined with the highest
+ * bit of word i and the others of word i + 1, in place. A word leaves tempered: four shifts spread its bits, since
+ * those of the state follow each other too simply. */
 static uint32_t generator_word(generator *g)
 {
     if (g->next == 624) {
@@ -1554,6 +1606,8 @@ static void cephes_sincos(float t, float *sine, float *cosine)
 }
 
 /* 16 uniform numbers become 16 normal ones: element j gives the radius, element j + 8 the angle (Box and Muller 1958).
+ * A point of the plane with two independent normal coordinates has every angle alike, and a radius above r with
+ * probability e^(-r^2/2); so r = sqrt(-2 ln u) of a uniform u, and its coordinates r cos and r sin are normal.
  * 1 - u keeps the logarithm away from 0. Adding 0 turns -0 into 0, as torch's code does. */
 static void box_muller_16(float *u)
 {
@@ -1589,7 +1643,9 @@ static float normal_single(generator *g)
     return (float)(r * cosine);
 }
 
-/* Philox4x32-10 (Salmon et al., 2011): four random words for a key and a counter of 128 bits, without any state. */
+/* Philox4x32-10 (Salmon et al., 2011): four random words for a key and a counter of 128 bits, without any state: a
+ * cipher of ten rounds, each two products of 32 x 32 bits whose halves change places. So thousands of threads can draw
+ * at once, each from a counter of its own. */
 static void philox(uint64_t key, uint64_t low, uint64_t high, uint32_t w[4])
 {
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
@@ -1619,8 +1675,10 @@ static void box_muller_words(const uint32_t w[2], bool bf16, float out[2])
     }
 }
 
-/* torch.randn on a GPU: every thread t takes four numbers of its own counter at a time and puts them `threads` apart:
- * the size of the GPU is in the numbers. aten/src/ATen/native/cuda/DistributionTemplates.h. */
+/* torch.randn on a GPU: every thread t takes four numbers of its own counter at a time and puts them `threads` apart,
+ * so that neighbours write side by side. How many threads there are depends on the GPU (its multiprocessors, and how
+ * many threads each holds), and so the same seed gives other numbers on another GPU: --rng says which.
+ * aten/src/ATen/native/cuda/DistributionTemplates.h. */
 static void cuda_randn(generator *g, float *out, int64_t count)
 {
     enum { BLOCK = 256 };       /* threads of a block */
@@ -1640,7 +1698,8 @@ static void cuda_randn(generator *g, float *out, int64_t count)
 }
 
 /* count normal numbers as torch.randn(count) draws them next from this generator. On the CPU two algorithms: fewer than
- * 16 numbers come one by one in double, 16 and more in blocks from 24-bit uniforms. */
+ * 16 numbers come one by one in double, 16 and more in blocks from 24-bit uniforms. So the count is part of the result:
+ * drawing 8 and 8 is not drawing 16. */
 void generator_randn(generator *g, float *out, int64_t count)
 {
     if (g->device.sms) {
