@@ -62,19 +62,11 @@
  * Exit codes (ruyi.h): 0 done, 1 compare found a difference, 2 the input is at fault, 3 the system is. A script can
  * tell from the code alone whether another try can help. */
 
-/* What must hold of an input: otherwise this is its message. NEED ends the process. EXPECT is for parsers, which have a
- * `reason` to write to: it refuses, returning false; who called the parser knows the file's name and completes the
- * message. */
-#define NEED(condition, ...)             \
-    do {                                 \
-        if (!(condition))                \
-            die(BAD_INPUT, __VA_ARGS__); \
-    } while (0)
-#define EXPECT(condition, ...)                  \
-    do {                                        \
-        if (!(condition))                       \
-            return refuse(reason, __VA_ARGS__); \
-    } while (0)
+/* NEED (ruyi.h) for parsers, which have a `reason` to write to: refuses, returning false; who called the parser knows
+ * the file's name and completes the message. */
+#define EXPECT(condition, ...) \
+    if (!(condition))          \
+        return refuse(reason, __VA_ARGS__)
 
 /* Runs CALL(format, args) with the arguments after a function's format; a macro, as va_start works only in the function
  * that has the three dots. */
@@ -3365,7 +3357,7 @@ bool is_given(const run *r, const char *name, ...)
 }
 
 /* Copies a tensor of a file into a stage's data, where there are both. */
-static void copy_given(real *to, shape s, layout order, const st_tensor *t)
+void copy_given(real *to, shape s, layout order, const st_tensor *t)
 {
     for (uint64_t i = 0, count = shape_count(s); t && to && i < count; i++)
         to[i] = (real)element(t, file_index(s, count, order, i));

@@ -82,9 +82,9 @@ typedef struct {
     /* the clip: what is given of it, and what it shall be */
     image start[MAX_PICTURES], end[MAX_GIVEN];  /* after open_generate: resized to width x height */
     int starts, ends;
-    int64_t width, height, resolution, frames;
+    int64_t width, height, resolution, frames;  /* width, height: 0 until they are known */
     const char *camera, *motion;
-    bool sized, long_clip, keep_colour;     /* sized: width and height were given, not resolution */
+    bool long_clip, keep_colour;
     /* how it is sampled */
     sched_type scheduler; int64_t steps;
     double cfg;                             /* guidance; 1 and less: off */
@@ -96,8 +96,8 @@ typedef struct {
     fp8_mode fp8; dtype fp8_type;
     vae_tiling tiling; bool allow_unknown;
     /* the run: what is watched, kept and told */
-    hooks *hooks;                           /* NULL: nobody looks into the run */
-    const char *filters[MAX_FILES * 16];    /* hooks point here */
+    hooks *hooks, watch;                    /* hooks: watch, or NULL: nobody looks into the run */
+    const char *filters[MAX_FILES * 16];    /* watch points here */
     const pack *injections[MAX_FILES];
     const char *checkpoint, *progress, *preview;
     uint64_t options;                       /* hash of those that decide the result */
@@ -106,7 +106,7 @@ typedef struct {
     int64_t times, key_first, key_last; bool key;   /* extend: key: the key frames were given */
     film earlier;                           /* extend: the clip to go on with */
     const char *log;                        /* measure: a run's standard error */
-    const safetensors *given;               /* decode: the latents' file */
+    const st_tensor *given;                 /* decode: the latents */
     bool check, blank;                      /* check: info's; blank: info's picture is a stand-in */
     /* the model, opened as far as the command needs it, and never closed */
     char *path;                             /* room of inside() */
@@ -116,9 +116,6 @@ typedef struct {
 } job;
 
 /* ---------------------------------------------------------------- small parts */
-
-/* For printf's %lld, which int64_t need not be. */
-static long long ll(int64_t n) { return n; }
 
 /* Stops a run at the first stage that is not a finite number: a clip of black frames after an hour says nothing. Names
  * the weight that is to blame, if one of the two components (either may be NULL) holds one itself. */
@@ -1626,6 +1623,10 @@ static unsigned char *generate(const run *r, const job *j, int64_t *frames)
  *
  * What measure, extend and --keep-colour look at: whole clips of 8-bit frames, in memory. Nothing here is learned, and
  * nothing depends on the model: these are the program's eyes, by which it judges what the model has made.
+ *
+ *     frames --look_at--> looks of each: mean colour, sharpness, motion from the frame before
+ *     looks, reference --match_colours--> frames in the reference's colours; how far each was off
+ *     looks --choose_keys--> the frame after which a clip is best continued
  */
 
 /* A frame is [h][w][3] bytes. */
@@ -1638,12 +1639,19 @@ static unsigned char *frame_of(const film *v, int64_t t) { return v->rgb + (size
  * first in reduced pictures, then finer; the median of all blocks is the camera's doing, what differs from it is the
  * things'. Everything is integers but the last fraction of a pixel.
  *
- * The reach is 4 pixels of the coarsest picture, whose shorter side is below 64: a sixteenth of the frame at least.
+ * Formula   the shift (dx, dy) of a block is the one with the least
+ *               E(dx, dy) = sum over the block of (luma(x, y) - luma of the next frame(x + dx, y + dy))^2
+ *           and its fraction, along each axis, is where the parabola through E(-1), E(0), E(1) around it is least
+ * Method    the coarsest picture tries all shifts up to 4 pixels; each finer one begins at twice the shift found and
+ *           tries 2 pixels around it. Trying all in the full picture would cost thirty times as much
+ *           at 672 x 384, and three hundred at 1920 x 1080.
+ * Limits    the coarsest picture's shorter side is below 64, so that 4 of its pixels are a sixteenth of the frame at
+ *           least. A block without texture fits everywhere: it has no shift along that axis. The median takes a camera
+ *           that is followed by more than half of the blocks; where a thing fills the picture, it counts as the camera.
  */
 
 enum { BLOCK = 16, REACH = 4, REDUCTIONS = 8, TEXTURE = 16 };  /* TEXTURE: steps of 4 levels, squared */
 enum { SAME_COLOUR = 32, SECOND = 24 };         /* levels, frames */
-static const double STILL = 0.01;       /* pixels */
 
 /* Luma 0..255, [h][w]. */
 typedef struct { int64_t w, h; unsigned char *y; } plane;
@@ -1651,54 +1659,55 @@ typedef struct { int64_t w, h; unsigned char *y; } plane;
 /* A frame's luma, and the same reduced by 2, 4, ... until its shorter side is below 64, one behind the other. */
 typedef struct { int levels; plane at[REDUCTIONS]; } pyramid;
 
-/* Of a picture, as a clip in Y4M has it: the first of its planes. To be freed. */
-static plane luma_of(const unsigned char *rgb, int64_t w, int64_t h)
+/* Of a picture, as a clip in Y4M has it: the first of its planes, in room for the two others, which come with it, and
+ * then for a pyramid. To be freed. */
+static plane luma_of(image p)
 {
-    plane p = { w, h, allocate((size_t)(w * h), 3) };
-    y4m_planes(rgb, w, h, p.y);
-    return p;
+    plane luma = { p.w, p.h, allocate((size_t)(p.w * p.h), 3) };
+    y4m_planes(p.rgb, p.w, p.h, luma.y);
+    return luma;
 }
 
-/* Half as wide and high, rounded down, behind `from`: every pixel is the mean of four. */
-static plane halve(const plane *from)
+/* Each level half as wide and high as the one before, rounded down: every pixel is the mean of four. */
+static pyramid pyramid_of(const film *v, int64_t t)
 {
-    int64_t row = from->w;
-    plane p = { from->w / 2, from->h / 2, from->y + from->w * from->h };
-    for (int64_t i = 0; i < p.w * p.h; i++) {
-        const unsigned char *q = from->y + i / p.w * 2 * row + i % p.w * 2;
-        p.y[i] = (unsigned char)((q[0] + q[1] + q[row] + q[row + 1] + 2) / 4);
+    pyramid p = { .levels = 1, .at = { luma_of((image){ v->w, v->h, frame_of(v, t) }) } };
+    for (const plane *last = p.at; p.levels < REDUCTIONS && last->w >= 64 && last->h >= 64; last++) {
+        plane half = { last->w / 2, last->h / 2, last->y + last->w * last->h };
+        for (int64_t i = 0, row = last->w; i < half.w * half.h; i++) {
+            const unsigned char *q = last->y + i / half.w * 2 * row + i % half.w * 2;
+            half.y[i] = (unsigned char)((q[0] + q[1] + q[row] + q[row + 1] + 2) / 4);
+        }
+        p.at[p.levels++] = half;
     }
     return p;
 }
 
-static pyramid pyramid_of(const film *v, int64_t t)
-{
-    pyramid p = { .levels = 1, .at = { luma_of(frame_of(v, t), v->w, v->h) } };
-    for (const plane *last = p.at; p.levels < REDUCTIONS && last->w >= 64 && last->h >= 64; last++)
-        p.at[p.levels++] = halve(last);
-    return p;
-}
-
-/* i, or the nearest of 0 .. n - 1. */
+/* i, or the nearest of 0 .. n - 1: what lies beyond an edge is as the edge. */
 static int64_t within(int64_t i, int64_t n) { return i < 0 ? 0 : i < n ? i : n - 1; }
 
+/* Euclidean. Not hypot, whose last digit differs from one libm to the next; sqrt is exact everywhere. */
 static double length(double x, double y) { return sqrt(x * x + y * y); }
 
-/* Sum of squared differences of the block at (x, y) of a and that at + (dx, dy) of b; edges repeat. */
-static int64_t block_error(const plane *a, const plane *b, int64_t x, int64_t y, int64_t dx, int64_t dy)
+/* A shift right and down that was tried, and its E. */
+typedef struct { int64_t by[2], error; } match;
+
+/* The block of a whose middle is (x, y), held against b at + (dx, dy). Beyond the edges the outermost pixels repeat. */
+static match match_block(const plane *a, const plane *b, int64_t x, int64_t y, int64_t dx, int64_t dy)
 {
     int64_t w = a->w, h = a->h, sum = 0;
-    for (int64_t i = y; i < y + BLOCK; i++) {
+    for (int64_t i = y - BLOCK / 2; i < y + BLOCK / 2; i++) {
         const unsigned char *p = a->y + within(i, h) * w, *q = b->y + within(i + dy, h) * w;
-        for (int64_t k = x; k < x + BLOCK; k++) {
+        for (int64_t k = x - BLOCK / 2; k < x + BLOCK / 2; k++) {
             int64_t d = p[within(k, w)] - q[within(k + dx, w)];
             sum += d * d;
         }
     }
-    return sum;
+    return (match){ { dx, dy }, sum };
 }
 
-/* Where the least of a parabola through e(-1), e(0), e(1) lies, within half a pixel of 0; there, where e(0) is 0. */
+/* Where the least of a parabola through E(-1), E(0), E(1) lies, within half a pixel of 0; there, where E(0) is 0: two
+ * equal pictures have moved by nothing, whatever is beside them. */
 static double parabola(int64_t before, int64_t here, int64_t after)
 {
     int64_t bend = before - 2 * here + after;
@@ -1706,45 +1715,40 @@ static double parabola(int64_t before, int64_t here, int64_t after)
     return least < -0.5 ? -0.5 : least > 0.5 ? 0.5 : least;
 }
 
-typedef struct { int64_t dx, dy, error; } match;        /* a shift that was tried */
-
-/* The shift (right, down) in pixels of the block of a whose middle is (x, y), as found in b. Of equals the one nearest
- * to where the coarser level pointed: that is tried first, and only less wins. */
-static void block_shift(const pyramid *a, const pyramid *b, int64_t x, int64_t y, double shift[2])
+/* Whether the block whose middle is (x, y) has texture along an axis: the mean squared difference of pixels that lie
+ * `step` apart in memory, 1 for x and w for y. Sky and walls have none; what they say of the motion is noise, and there
+ * may be more of them than of everything else. */
+static bool has_texture(const plane *p, int64_t x, int64_t y, int64_t step)
 {
-    int64_t left = 0, top = 0, sides[4];
-    match best = { 0 };
-    for (int l = a->levels - 1; l >= 0; l--) {
-        const plane *p = &a->at[l], *q = &b->at[l];
-        int64_t reach = l == a->levels - 1 ? REACH : 2, side = 2 * reach + 1, cx = 2 * best.dx, cy = 2 * best.dy;
-        left = (x >> l) - BLOCK / 2;
-        top = (y >> l) - BLOCK / 2;
-        best = (match){ cx, cy, block_error(p, q, left, top, cx, cy) };
-        for (int64_t i = 0; i < side * side; i++) {
-            int64_t dx = cx + i % side - reach, dy = cy + i / side - reach;
-            match m = { dx, dy, block_error(p, q, left, top, dx, dy) };
-            best = m.error < best.error ? m : best;
-        }
-    }
-    for (int k = 0; k < 4; k++)
-        sides[k] = block_error(a->at, b->at, left, top, best.dx + (k == 1) - (k == 0), best.dy + (k == 3) - (k == 2));
-    shift[0] = (double)best.dx + parabola(sides[0], best.error, sides[1]);
-    shift[1] = (double)best.dy + parabola(sides[2], best.error, sides[3]);
-}
-
-/* Whether a block has texture along x and y: the mean squared step of luma from pixel to pixel. A flat block fits
- * everywhere, so that what it says of the motion along that axis does not count. */
-static void block_texture(const plane *p, int64_t x, int64_t y, bool textured[2])
-{
-    int64_t sum[2] = { 0 };
+    int64_t sum = 0;
     for (int64_t i = 0; i < BLOCK * BLOCK; i++) {
         int64_t cx = within(x - BLOCK / 2 + i % BLOCK, p->w - 1), cy = within(y - BLOCK / 2 + i / BLOCK, p->h - 1);
         const unsigned char *at = p->y + cy * p->w + cx;
-        sum[0] += (at[1] - at[0]) * (at[1] - at[0]);
-        sum[1] += (at[p->w] - at[0]) * (at[p->w] - at[0]);
+        sum += (at[step] - at[0]) * (at[step] - at[0]);
     }
-    for (int k = 0; k < 2; k++)
-        textured[k] = sum[k] >= TEXTURE * BLOCK * BLOCK;
+    return sum >= TEXTURE * BLOCK * BLOCK;
+}
+
+/* The shift (right, down) in pixels of the block of a whose middle is (x, y), as found in b; NAN along an axis without
+ * texture. Of equals the one nearest to where the coarser level pointed: that is tried first, and only less wins. */
+static void block_shift(const pyramid *a, const pyramid *b, int64_t x, int64_t y, double shift[2])
+{
+    match best = { { 0 }, 0 };
+    for (int l = a->levels - 1; l >= 0; l--) {
+        const plane *p = &a->at[l], *q = &b->at[l];
+        int64_t reach = l == a->levels - 1 ? REACH : 2, side = 2 * reach + 1, cx = 2 * best.by[0], cy = 2 * best.by[1];
+        best = match_block(p, q, x >> l, y >> l, cx, cy);
+        for (int64_t i = 0; i < side * side; i++) {
+            match m = match_block(p, q, x >> l, y >> l, cx + i % side - reach, cy + i / side - reach);
+            best = m.error < best.error ? m : best;
+        }
+    }
+    for (int k = 0; k < 2; k++) {
+        match before = match_block(a->at, b->at, x, y, best.by[0] - (k == 0), best.by[1] - (k == 1));
+        match after = match_block(a->at, b->at, x, y, best.by[0] + (k == 0), best.by[1] + (k == 1));
+        bool counts = has_texture(a->at, x, y, k ? a->at->w : 1);
+        shift[k] = counts ? (double)best.by[k] + parabola(before.error, best.error, after.error) : NAN;
+    }
 }
 
 static int by_size(const void *a, const void *b)
@@ -1753,7 +1757,7 @@ static int by_size(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* The middle one of the list, which is sorted here; 0 of none. */
+/* The middle one of the list, which is sorted here, or the mean of the middle two; 0 of none. */
 static double median(double *list, int64_t count)
 {
     qsort(list, (size_t)count, sizeof *list, by_size);
@@ -1761,29 +1765,26 @@ static double median(double *list, int64_t count)
 }
 
 /* From frame a to frame b: move[2], the median shift of all blocks that have texture in that direction, and the mean
- * distance of the blocks' shifts from it, flat blocks counting as still. Pixels. */
+ * distance of the blocks' shifts from it, flat blocks counting as still. Pixels. Each axis has a median of its own: a
+ * fence says much of one and nothing of the other. */
 static double global_shift(const pyramid *a, const pyramid *b, double move[2])
 {
-    const plane *p = a->at;
-    int64_t across = (p->w + BLOCK - 1) / BLOCK, blocks = across * ((p->h + BLOCK - 1) / BLOCK);
-    struct { double shift[2]; bool textured[2]; } *list = allocate((size_t)blocks, sizeof *list);
-    double *shifts = allocate((size_t)blocks, sizeof *shifts), outside = 0;
-    for (int64_t i = 0; i < blocks; i++) {
-        int64_t x = i % across * BLOCK + BLOCK / 2, y = i / across * BLOCK + BLOCK / 2;
-        block_shift(a, b, x, y, list[i].shift);
-        block_texture(p, x, y, list[i].textured);
-    }
+    int64_t across = (a->at->w + BLOCK - 1) / BLOCK, blocks = across * ((a->at->h + BLOCK - 1) / BLOCK);
+    double (*shifts)[2] = allocate((size_t)blocks, sizeof *shifts), *list = allocate((size_t)blocks, sizeof *list);
+    double beside[2], outside = 0;
+    for (int64_t i = 0; i < blocks; i++)
+        block_shift(a, b, i % across * BLOCK + BLOCK / 2, i / across * BLOCK + BLOCK / 2, shifts[i]);
     for (int k = 0; k < 2; k++) {
         int64_t count = 0;
         for (int64_t i = 0; i < blocks; i++)
-            if (list[i].textured[k])
-                shifts[count++] = list[i].shift[k];
-        move[k] = median(shifts, count);
+            if (!isnan(shifts[i][k]))
+                list[count++] = shifts[i][k];
+        move[k] = median(list, count);
     }
     for (int64_t i = 0; i < blocks; i++) {
-        const double *shift = list[i].shift;
-        const bool *counts = list[i].textured;
-        outside += length(counts[0] ? shift[0] - move[0] : 0, counts[1] ? shift[1] - move[1] : 0);
+        for (int k = 0; k < 2; k++)
+            beside[k] = isnan(shifts[i][k]) ? 0 : shifts[i][k] - move[k];
+        outside += length(beside[0], beside[1]);
     }
     free(list);
     free(shifts);
@@ -1794,13 +1795,20 @@ static double global_shift(const pyramid *a, const pyramid *b, double move[2])
 typedef struct {
     double mean[3];             /* R, G, B, 0..255 */
     double luma;                /* their 0.299, 0.587, 0.114 */
+    double jump;                /* flicker: distance of luma from its two neighbours' mean; 0 for the first and last */
     double sharp;               /* mean step of luma from pixel to pixel, of both axes */
     double along;               /* the same, the axes weighted by the motion along them; without motion as sharp */
     double move[2];             /* global shift of the content in pixels, to the right and down */
     double outside;             /* mean distance of the blocks' shifts from it */
+    double drift;               /* how far the background's colours are off: match_colours */
 } looks;
 
-/* Every frame of v, [frames], to be freed: colours and sharpness by themselves, motion by the frame before. */
+/* Every frame of v, [frames], to be freed: colours and sharpness by themselves, motion by the frame before. Sums are
+ * whole numbers, so that no order of adding can change them. A frame's jump waits for the next frame.
+ *
+ *     sharp = (across + down) / 2                     across, down: mean step of luma from pixel to pixel
+ *     along = (|x| across + |y| down) / (|x| + |y|)   (x, y) the move: motion blur smears this one and spares the rest
+ */
 static looks *look_at(const film *v)
 {
     looks *list = allocate((size_t)v->frames, sizeof *list);
@@ -1808,9 +1816,8 @@ static looks *look_at(const film *v)
     pyramid before = { 0 };
     for (int64_t t = 0; t < v->frames; t++) {
         looks *l = &list[t];
-        const unsigned char *rgb = frame_of(v, t);
         pyramid p = pyramid_of(v, t);
-        const unsigned char *luma = p.at->y;
+        const unsigned char *rgb = frame_of(v, t), *luma = p.at->y;
         int64_t sum[3] = { 0 }, steps[2] = { 0 };
         for (int64_t i = 0; i < w * h; i++) {
             for (int c = 0; c < 3; c++)
@@ -1821,12 +1828,14 @@ static looks *look_at(const film *v)
         for (int c = 0; c < 3; c++)
             l->mean[c] = (double)sum[c] / (double)(w * h);
         l->luma = 0.299 * l->mean[0] + 0.587 * l->mean[1] + 0.114 * l->mean[2];
+        if (t > 1)
+            l[-1].jump = fabs(l[-1].luma - (l[-2].luma + l->luma) / 2);
         if (t > 0)
             l->outside = global_shift(&before, &p, l->move);
         double across = (double)steps[0] / (double)((w - 1) * h), down = (double)steps[1] / (double)(w * (h - 1));
         double x = fabs(l->move[0]), y = fabs(l->move[1]);
         l->sharp = (across + down) / 2;
-        l->along = x + y < STILL ? l->sharp : (x * across + y * down) / (x + y);
+        l->along = x + y < 0.01 ? l->sharp : (x * across + y * down) / (x + y);     /* a hundredth of a pixel: still */
         free(before.at->y);
         before = p;
     }
@@ -1834,13 +1843,11 @@ static looks *look_at(const film *v)
     return list;
 }
 
-/* Euclidean distance of two mean colours, levels of 255. */
+/* Euclidean distance of two mean colours, levels of 255: a pure grey shift by 1 is sqrt(3). */
 static double colour_distance(const double a[3], const double b[3])
 {
-    double sum = 0;
-    for (int c = 0; c < 3; c++)
-        sum += (a[c] - b[c]) * (a[c] - b[c]);
-    return sqrt(sum);
+    double red = a[0] - b[0], green = a[1] - b[1], blue = a[2] - b[2];
+    return sqrt(red * red + green * green + blue * blue);
 }
 
 /* ---------------------------------------------------------------- clips: colours
@@ -1860,6 +1867,7 @@ static double colour_distance(const double a[3], const double b[3])
 
 typedef struct { double gain[3], offset[3]; } colours;
 
+/* v' of a byte, rounded and kept in its range. */
 static unsigned char recolour(const colours *m, int c, unsigned char v)
 {
     double x = m->gain[c] * v + m->offset[c] + 0.5;
@@ -1867,7 +1875,12 @@ static unsigned char recolour(const colours *m, int c, unsigned char v)
 }
 
 /* Fits m: the reference's pixel (x, y) is (x + dx, y + dy) of v's frame t. m is the correction before; it and *drift,
- * how far the background's mean colours are apart, stay where too little is alike. */
+ * how far the background's mean colours are apart, stay where too little is alike. Over its n pixels, for each channel:
+ *
+ *     mean = S1 / n,    n^2 variance = n S2 - S1^2,    gain = sqrt(variance there / variance here)
+ *
+ * with S1 and S2 the sums of v and v^2: whole numbers, exact in double. A background of one colour has no variance: it
+ * says nothing of the gain, which is then 1. */
 static void fit_colours(const unsigned char *reference, const film *v, int64_t t, int64_t dx, int64_t dy, colours *m,
                         double *drift)
 {
@@ -1900,29 +1913,29 @@ static void fit_colours(const unsigned char *reference, const film *v, int64_t t
     *drift = colour_distance(means[0], means[1]);
 }
 
-/* Corrects the frames of v in place; reference is what the first should look like. list: what was measured of them, or
- * NULL. drift: how far the background was off in each, or NULL. While planning there are no frames. */
-static void match_colours(const film *v, const looks *list, const unsigned char *reference, double *drift)
+/* Corrects the frames of v in place; reference is what the first should look like. list: what was measured of them,
+ * whose drift is filled, or NULL. When half of the reference has gone out of sight, the corrected frame takes its
+ * place: too little of the old one would be left to judge by. */
+static void match_colours(const film *v, looks *list, const unsigned char *reference)
 {
-    looks *own = v->rgb && !list ? look_at(v) : NULL;
-    const looks *seen = list ? list : own;
+    looks *seen = list ? list : look_at(v);
     colours m = { { 1, 1, 1 }, { 0 } };
     double off = 0, at[2] = { 0 }, w = (double)v->w, h = (double)v->h;      /* at: where the reference's content is */
-    for (int64_t t = 0; v->rgb && t < v->frames; t++) {
+    for (int64_t t = 0; t < v->frames; t++) {
         unsigned char *frame = frame_of(v, t);
         for (int k = 0; k < 2; k++)
             at[k] += seen[t].move[k];
         fit_colours(reference, v, t, (int64_t)rint(at[0]), (int64_t)rint(at[1]), &m, &off);
+        seen[t].drift = off;
         for (size_t i = 0; i < frame_bytes(v); i++)
             frame[i] = recolour(&m, (int)(i % 3), frame[i]);
-        if (drift)
-            drift[t] = off;
-        if (fabs(at[0]) > w || fabs(at[1]) > h || 2 * (w - fabs(at[0])) * (h - fabs(at[1])) < w * h) {
+        if (2 * fmax(w - fabs(at[0]), 0) * fmax(h - fabs(at[1]), 0) < w * h) {
             reference = frame;
             at[0] = at[1] = 0;
         }
     }
-    free(own);
+    if (!list)
+        free(seen);
 }
 
 /* ---------------------------------------------------------------- clips: continuation key frames
@@ -1946,7 +1959,8 @@ static void match_colours(const film *v, const looks *list, const unsigned char 
 /* Of the run that ends with frame `last`. */
 typedef struct { double sharp, along, colour, jerk, lost, score; int64_t last; } merit;
 
-/* The mean of what is measured in frames `from` .. frames-1; the clip's first has no motion and counts not there. */
+/* The mean of what is measured in frames `from` .. frames-1; the clip's first has no motion and counts not there: it
+ * has no frame before it. Only what somebody asks for: mean, sharp, along, move, outside. */
 static looks mean_looks(const looks *list, int64_t from, int64_t frames)
 {
     looks mean = { 0 };
@@ -1964,22 +1978,22 @@ static looks mean_looks(const looks *list, int64_t from, int64_t frames)
 }
 
 /* Distance of frame t's mean colour from the straight line through those of frames `from` .. frames-1, whose mean is
- * `usual`: least squares. */
+ * `usual`. Least squares: with i counted from the middle, slope = sum i colour / sum i^2, and that sum over n frames is
+ * n (n^2 - 1) / 12. A line, not the mean: while the camera moves, colours change steadily and nothing is wrong. */
 static double off_course(const looks *list, int64_t t, int64_t from, int64_t frames, const looks *usual)
 {
-    double course[3], middle = (double)(from + frames - 1) / 2, spread = 0;
-    for (int64_t i = from; i < frames; i++)
-        spread += ((double)i - middle) * ((double)i - middle);
+    double course[3], middle = (double)(from + frames - 1) / 2, n = (double)(frames - from);
     for (int c = 0; c < 3; c++) {
         double slope = 0;
         for (int64_t i = from; i < frames; i++)
-            slope += ((double)i - middle) * list[i].mean[c] / (spread > 0 ? spread : 1);
+            slope += ((double)i - middle) * list[i].mean[c] / (n > 1 ? n * (n * n - 1) / 12 : 1);
         course[c] = usual->mean[c] + slope * ((double)t - middle);
     }
     return colour_distance(list[t].mean, course);
 }
 
-/* The score of the run of `keys` frames that ends with frame `last`. */
+/* The score of the run of `keys` frames that ends with frame `last`, held against the last second, which ends with the
+ * clip: 24 frames, or all of a shorter one. */
 static merit score_run(const looks *list, int64_t last, int64_t keys, int64_t frames)
 {
     int64_t first = last - keys + 1, second = frames < SECOND ? 0 : frames - SECOND;
@@ -1997,7 +2011,8 @@ static merit score_run(const looks *list, int64_t last, int64_t keys, int64_t fr
     return m;
 }
 
-/* The last frame of the best run of `keys` frames; prints every candidate where `tell`. */
+/* The last frame of the best run of `keys` frames, among those that end in the last second; prints every candidate
+ * where `tell`, so that a user who would choose otherwise can give --key. */
 static int64_t choose_keys(const film *v, int64_t keys, bool tell)
 {
     int64_t first = v->frames - SECOND < keys - 1 ? keys - 1 : v->frames - SECOND;
@@ -2020,25 +2035,32 @@ static int64_t choose_keys(const film *v, int64_t keys, bool tell)
  *
  * A flow is what a command computes: const in, a result out, the same in the plan and in the run. Stages dump
  * themselves; the result is what the command writes.
+ *
+ *     flow_generate   pictures, control words -> clip             flow_decode     latents -> clip
+ *     flow_extend     clip, control words -> longer clip          flow_encode     pictures -> latents
+ *     flow_tour       as flow_generate (commands: tour)           flow_clip       picture -> tokens
  */
 
-/* What a flow makes: a clip, or one tensor for a file, under its name there. */
+/* What a flow makes: a clip, whose bytes are in the arena (planning: NULL, but frames and size are right), or one
+ * tensor for a file, under its name there. */
 typedef struct { film clip; tensor saved; const char *name; } result;
 
 typedef result flow(const run *r, const job *j);
 
-/* Pictures and control words -> frames: the whole model. */
+/* Pictures and control words -> frames: the whole model. Colours are held to the first picture, which is the clip's
+ * first frame but for what the VAE makes of it. */
 static result flow_generate(const run *r, const job *j)
 {
     film v = { .w = j->width, .h = j->height };
     v.rgb = generate(r, j, &v.frames);
-    if (j->keep_colour)
-        match_colours(&v, NULL, j->start[0].rgb, NULL);
+    if (j->keep_colour && v.rgb)
+        match_colours(&v, NULL, j->start[0].rgb);
     return (result){ .clip = v };
 }
 
 /* The next part's key frames, as its start pictures: the choice of --key or of choose_keys. Cuts v after them. While
- * planning, when there is nothing to look at, nothing is cut: more frames than this cannot come. */
+ * planning, when there is nothing to look at, nothing is cut: more frames than this cannot come. They are not copied:
+ * the pictures point into v, which does not move. CLIP sees the first of them. */
 static void take_keys(const run *r, job *part, film *v)
 {
     int64_t keys = v->frames < MAX_GIVEN ? v->frames : MAX_GIVEN, first = part->key_first, last = part->key_last;
@@ -2048,9 +2070,9 @@ static void take_keys(const run *r, job *part, film *v)
     } else {
         last = v->rgb ? choose_keys(v, keys, r->verbosity > 0) : v->frames - 1;
     }
-    if (keys > MAX_GIVEN || keys + part->ends >= part->frames)
-        die(BAD_INPUT, "--frames: got %lld for %lld key frames and %d end pictures, expected at most %d key frames and "
-            "more --frames than both", ll(part->frames), ll(keys), part->ends, MAX_GIVEN);
+    NEED(keys <= MAX_GIVEN && keys + part->ends < part->frames, "--frames: got %lld for %lld key frames and %d end "
+         "pictures, expected at most %d key frames and more --frames than both", ll(part->frames), ll(keys), part->ends,
+         MAX_GIVEN);
     part->starts = (int)keys;
     v->frames = last + 1;
     if (!v->rgb)
@@ -2065,58 +2087,58 @@ static void take_keys(const run *r, job *part, film *v)
 
 /* A clip and control words -> the clip, cut after its best key frames, and what the model makes of them, `times` over.
  * Every part has its own noise: the seed grows by one. A part begins with the key frames once more; they are dropped
- * after they have shown how its colours differ. End pictures end the last part. */
+ * after they have shown how its colours differ. End pictures end the last part.
+ *
+ *     v           0 ........ 38 [39 .. 43] 44 .. 47       key frames 39..43; what is behind them is cut off
+ *     made                      [ 0 ..  4]  5 ........ 23
+ *     v           0 ................... 43 44 ........ 62
+ *
+ * All parts are written into one room, which is as long as the clip can become. */
 static result flow_extend(const run *r, const job *j)
 {
     arena *a = r->arena;
-    job *part = allocate(1, sizeof *part);
+    job part = *j;
     film v = j->earlier;
     size_t size = frame_bytes(&v);
     int64_t most = v.frames + j->times * vae_video_frames(vae_settings(j->vae), latent_length(j));
     v.rgb = arena_alloc(a, (size_t)most, size);
     if (v.rgb)
         memcpy(v.rgb, j->earlier.rgb, (size_t)v.frames * size);
-    *part = *j;
-    for (int64_t i = 0; i < j->times; i++, part->seed++) {
+    for (int64_t i = 0; i < j->times; i++, part.seed++) {
         size_t low = arena_mark(a), high = arena_mark_high(a);
-        part->ends = i + 1 == j->times ? j->ends : 0;
-        take_keys(r, part, &v);
-        film made = flow_generate(r, part).clip;
-        int64_t last = part->starts - 1;        /* the key frame that the new ones are to look like */
+        part.ends = i + 1 == j->times ? j->ends : 0;
+        take_keys(r, &part, &v);
+        film made = flow_generate(r, &part).clip;
+        int64_t last = part.starts - 1, new = made.frames - part.starts;    /* last: the new ones are to look like it */
         if (made.rgb) {
-            film new = { frame_of(&made, last), made.frames - last, v.w, v.h };
-            match_colours(&new, NULL, part->start[last].rgb, NULL);
-            memcpy(frame_of(&v, v.frames), frame_of(&made, last + 1), (size_t)(made.frames - last - 1) * size);
+            film tail = { frame_of(&made, last), new + 1, v.w, v.h };
+            match_colours(&tail, NULL, part.start[last].rgb);
+            memcpy(frame_of(&v, v.frames), frame_of(&tail, 1), (size_t)new * size);
         }
-        v.frames += made.frames - last - 1;
+        v.frames += new;
         arena_reset(a, low);
         arena_reset_high(a, high);
     }
-    free(part->seen.rgb);
-    free(part);
+    free(part.seen.rgb);
     return (result){ .clip = v };
 }
 
-/* latents of a file [Z][F][h][w] in any floating type, as flow_encode writes them -> frames. */
+/* latents of a file [Z][F][h][w] in any floating type, as flow_encode writes them -> frames. They are checked like a
+ * stage: what another program wrote may hold anything. */
 static result flow_decode(const run *r, const job *j)
 {
-    const st_tensor *t = safetensors_find(j->given, "latents");
-    int64_t scale = vae_scale(vae_settings(j->vae)), z = t->dim[0], places = t->dim[1] * t->dim[2] * t->dim[3];
-    film v = { .w = t->dim[3] * scale, .h = t->dim[2] * scale };
-    tensor latents = tensor_new(r->arena, SHAPE(t->dim[1], t->dim[2], t->dim[3], z));
-    size_t mark = arena_mark(r->arena);
-    weight w = { .data = t->data, .type = t->type, .ndim = 1, .dim = { z * places }, .key = t->name };
-    const real *from = weight_vector(r->arena, w);
-    for (int64_t i = 0; i < z * places && from; i++)
-        latents.data[i % places * z + i / places] = from[i];
-    arena_reset(r->arena, mark);
+    const int64_t *n = j->given->dim;
+    film v = { .w = j->width, .h = j->height };
+    tensor latents = tensor_new(r->arena, SHAPE(n[1], n[2], n[3], n[0]));
+    copy_given(latents.data, tensor_shape(latents), CHANNELS_FIRST, j->given);
     check_finite(latents, "latents", NULL, NULL);
     v.rgb = decode_frames(r, j, latents, &v.frames);
     return (result){ .clip = v };
 }
 
 /* Pictures as they are, one a frame -> the posterior's mean times scaling_factor, [Z][F][h][w]. Nothing is drawn, so
- * that the same pictures always give the same latents. */
+ * that the same pictures always give the same latents. The other half of the moments, the log variance, is only for
+ * drawing. */
 static result flow_encode(const run *r, const job *j)
 {
     tensor moments = vae_encode(r, j->vae, fill_pixels(r, j));
@@ -2129,27 +2151,18 @@ static result flow_encode(const run *r, const job *j)
     return (result){ .saved = latents, .name = "latents" };
 }
 
-/* One picture -> CLIP's tokens [patches][hidden_size]. */
+/* One picture -> CLIP's tokens [patches][hidden_size]: what the DiT's image queries are made from. In the file they
+ * have the name of the stage, so that --inject takes them in a generation. */
 static result flow_clip(const run *r, const job *j)
 {
     return (result){ .saved = clip_tokens(r, j), .name = "clip.hidden" };
 }
 
-/* How a job wants to be run: in a planning arena and in a real one alike. */
+/* How a job wants to be run: in a planning arena and in a real one alike. Progress and checkpoint are the real
+ * run's. */
 static run run_of(const job *j, arena *a)
 {
     return (run){ .arena = a, .hooks = j->hooks, .verbosity = j->quiet ? 0 : j->verbose ? 2 : 1 };
-}
-
-/* The result's tensor as F32, whatever `real` is: other programs read it. Planning: only its memory. */
-static void save_tensor(arena *a, const char *path, const result *out)
-{
-    int64_t n = tensor_count(out->saved);
-    float *data = arena_alloc(a, (size_t)n, sizeof *data);
-    for (int64_t i = 0; i < n && data; i++)
-        data[i] = (float)out->saved.data[i];
-    if (data)
-        safetensors_write(path, &(st_entry){ out->name, F32, tensor_shape(out->saved), data }, 1);
 }
 
 /* `tail` alone, without a name before it, does not count. */
@@ -2159,30 +2172,34 @@ static bool ends_with(const char *text, const char *tail)
     return length > end && !strcmp(text + length - end, tail);
 }
 
-/* Dies where the result could not be written, before hours are spent on it. Returns where frames go; NULL where a
- * tensor is saved, or nothing is written but dumps. */
+/* Dies where the result could not be written, before hours are spent on it: the name's form, the folder, its rights.
+ * Returns where frames go, a temporary beside the name until they are complete; NULL where a tensor is saved, or
+ * nothing is written but dumps. */
 static output *open_output(const job *j, const result *planned)
 {
     const char *const files[] = { planned->name ? j->out : NULL, j->checkpoint, j->preview };
-    if (files[0] && !ends_with(j->out, ".safetensors"))
-        die(BAD_INPUT, "--output: got %s, expected NAME.safetensors", j->out);
+    NEED(!files[0] || ends_with(j->out, ".safetensors"), "--output: got %s, expected NAME.safetensors", j->out);
     for (int i = 0; i < 3; i++)
         if (files[i])
             output_check(files[i]);
-    if (planned->name || !j->out)
-        return NULL;
-    return output_open(j->out, planned->clip.w, planned->clip.h);
+    return planned->name || !j->out ? NULL : output_open(j->out, planned->clip.w, planned->clip.h);
 }
 
-/* The result, to where it goes. */
-static void write_result(const job *j, arena *a, output *o, const result *out)
+/* The result, to where it goes: frames, or the tensor as F32, whatever `real` is, since other programs read it. */
+static void write_result(const job *j, output *o, const result *out)
 {
     for (int64_t t = 0; o && t < out->clip.frames; t++)
         output_frame(o, frame_of(&out->clip, t));
     if (o)
         output_close(o);
-    else if (j->out)
-        save_tensor(a, j->out, out);
+    if (o || !j->out)
+        return;
+    int64_t n = tensor_count(out->saved);
+    float *data = allocate((size_t)n, sizeof *data);
+    for (int64_t i = 0; i < n; i++)
+        data[i] = (float)out->saved.data[i];
+    safetensors_write(j->out, &(st_entry){ out->name, F32, tensor_shape(out->saved), data }, 1);
+    free(data);
 }
 
 /* ---------------------------------------------------------------- plan
@@ -2193,26 +2210,13 @@ static void write_result(const job *j, arena *a, output *o, const result *out)
  * bound: by about 10 % where kernels are large, by a third where all is tiny; and a busy machine seems slower.
  */
 typedef struct {
-    result out;                 /* its sizes */
+    result out;                 /* its sizes; no data */
     size_t bytes;               /* of the arena */
     double work[WORKS], rate[WORKS];        /* operations, and seconds that one takes here */
     uint64_t copied, mapped;    /* bytes of weights that were put in order, and that are mapped */
     double disk;                /* bytes of output, and of the largest checkpoint beside the next */
     double memory_left, disk_left;          /* INFINITY: not known */
 } run_plan;
-
-/* The flow without data: its memory, operations and result's sizes. */
-static run_plan plan(const job *j, flow *f)
-{
-    arena a = arena_plan();
-    run r = run_of(j, &a);
-    run_plan p = { .out = f(&r, j) };
-    if (p.out.name)
-        save_tensor(&a, NULL, &p.out);
-    p.bytes = a.peak;
-    memcpy(p.work, a.work, sizeof p.work);
-    return p;
-}
 
 /* ---------------------------------------------------------------- plan: time
  *
@@ -2222,10 +2226,14 @@ static run_plan plan(const job *j, flow *f)
  *     LINEAR       M, N, K                        x [M][K], weight [N][K], y [M][N]
  *     CONV         C, T, H, W                     x, y [T][H][W][C], weight [C][3 * 3 * 3][C], causal
  *     ATTENTION    heads, queries, keys, width    x, y [queries][heads * width], k, v [keys][heads * width]
+ *
+ * Operations, as the kernels count them (tensor.c): 2 M N K; 2 (T H W) C (27 C); 4 heads queries keys width, half of it
+ * for q k and half for the sum over v. A run's time is the sum over kinds of its operations times that kind's rate.
  */
 typedef struct { work_kind kind; int64_t heads; tensor x, y, k, v; layer l; } workload;
 
-/* stored: the type of the weight, whose bytes are k's. */
+/* stored: the type of the weight, whose bytes are k's, 0.5 in `real`; read as BF16 they are 0 and 0.5 in turn. Which
+ * numbers these are does not matter as long as none is subnormal: some processors are slow with such. */
 static workload workload_new(arena *a, work_kind kind, dtype stored, const int64_t n[4])
 {
     const shape x[] = { SHAPE(n[0], n[2]), SHAPE(n[1], n[2], n[3], n[0]), SHAPE(n[1], n[0] * n[3]) };
@@ -2241,6 +2249,7 @@ static workload workload_new(arena *a, work_kind kind, dtype stored, const int64
     return e;
 }
 
+/* Once. The shapes decide everything else: the convolution is the VAE's usual one, with its causal padding in time. */
 static void workload_run(arena *a, const workload *e)
 {
     if (e->kind == LINEAR)
@@ -2252,7 +2261,9 @@ static void workload_run(arena *a, const workload *e)
 }
 
 /* Seconds that one operation of a kind takes, on slices of the job's shapes: a linear layer of the DiT (or of the VAE,
- * where there is none), some queries against all tokens, a convolution of the VAE's first level. */
+ * where there is none), some queries against all tokens, a convolution of the VAE's first level. 512 rows or queries
+ * keep every thread busy; keys are as many as the run's, and fill the same caches. The faster of two rounds counts,
+ * since nothing makes a kernel faster by chance. */
 static double time_work(arena *a, const job *j, work_kind kind)
 {
     enum { ROWS = 512, SIDE = 32 };
@@ -2273,7 +2284,8 @@ static double time_work(arena *a, const job *j, work_kind kind)
     return best;
 }
 
-/* Fills p->rate, each kind in an arena of its own, planned first like any. What the run does not use costs nothing. */
+/* Fills p->rate, each kind in an arena of its own, planned first like any. What the run does not use costs nothing. It
+ * takes some tenths of a second, which a quiet run saves. */
 static void calibrate(const job *j, run_plan *p)
 {
     for (int i = 0; i < WORKS; i++) {
@@ -2287,72 +2299,67 @@ static void calibrate(const job *j, run_plan *p)
 
 /* ---------------------------------------------------------------- plan: the machine
  *
- * A system that does not say what it has refuses nothing. Linux says it in files of words and numbers.
+ * A system that does not say what it has refuses nothing. Linux says it in files of words and numbers. What it does not
+ * say is NAN, which fmin passes over: limits that are not known drop out by themselves.
  */
 
-/* The first number after a word that begins a line of FOLDER/NAME (or after nothing, for ""); NAN: none. */
+/* The first number after a word that begins a line of FOLDER/NAME (or after nothing, for ""); NAN: none. Such lines are
+ * "MemAvailable:   25240136 kB", "anon 8192", or the word max alone, which is no number and so no limit. */
 static double system_number(const char *folder, const char *name, const char *word)
 {
     char line[256], *path = text_of("%s/%s", folder, name);
     double number = NAN;
-    size_t length = strlen(word);
     FILE *f = fopen(path, "r");
     while (f && isnan(number) && fgets(line, sizeof line, f))
-        if (!strncmp(line, word, length) && strspn(line + length, " \t0123456789") > 0)
-            sscanf(line + length, "%lf", &number);
+        if (!strncmp(line, word, strlen(word)))
+            sscanf(line + strlen(word), "%lf", &number);
     if (f)
         fclose(f);
     free(path);
     return number;
 }
 
-/* What this process's control group, and those above it, still allow beside the file cache, which gives way. Version 2
- * of them: memory.max, and in memory.stat what cannot give way. Swap counts where the group may use it. */
-static double group_left(void)
+/* Bytes that the process can still have, by what is least of three. Mapped weights do not count: they give way.
+ *
+ *     machine             available memory and free swap, kilobytes in /proc/meminfo
+ *     control groups      (version 2) this process's, and those above it: memory.max less what cannot give way, which
+ *                         memory.stat calls anon. One that may swap is not asked: its memory limits its speed only
+ *     address space       ulimit -v, less what is in use
+ */
+static double memory_left(void)
 {
     char path[1024] = "/sys/fs/cgroup";
     size_t root = strlen(path);
-    double left = INFINITY;
-    FILE *f = fopen("/proc/self/cgroup", "r");
-    bool read = f && fscanf(f, "0::%1000s", path + root) == 1;
-    if (f)
-        fclose(f);
-    for (; read && strlen(path) >= root; *strrchr(path, '/') = 0) {
-        double limit = system_number(path, "memory.max", ""), used = system_number(path, "memory.stat", "anon ");
-        if (!isnan(limit) && !isnan(used) && system_number(path, "memory.swap.max", "") == 0)
-            left = fmin(left, limit - used);
-    }
-    return left;
-}
-
-/* Bytes that the process can still have: by the machine's memory and swap, its control group and its address space.
- * Mapped weights do not count: they give way. */
-static double memory_left(void)
-{
     double available = system_number("/proc", "meminfo", "MemAvailable:");
     double swap = system_number("/proc", "meminfo", "SwapFree:"), pages = system_number("/proc/self", "statm", "");
-    double left = isnan(available) ? INFINITY : 1024 * (available + (isnan(swap) ? 0 : swap));
+    double left = fmin(INFINITY, 1024 * (available + fmax(swap, 0)));
     struct rlimit space;
-    left = fmin(left, group_left());
-    if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY && !isnan(pages))
+    FILE *f = fopen("/proc/self/cgroup", "r");
+    bool grouped = f && fscanf(f, "0::%1000s", path + root) == 1;
+    if (f)
+        fclose(f);
+    for (; grouped && strlen(path) >= root; *strrchr(path, '/') = 0)
+        if (system_number(path, "memory.swap.max", "") == 0)
+            left = fmin(left, system_number(path, "memory.max", "") - system_number(path, "memory.stat", "anon "));
+    if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY)
         left = fmin(left, (double)space.rlim_cur - pages * (double)sysconf(_SC_PAGESIZE));
     return left;
 }
 
-/* Bytes free in the folder of a file, for this user; a system of files without blocks (/proc) does not say. */
+/* Bytes free in the folder of a file, for this user, who may have less than root; a system of files without blocks
+ * (/proc) does not say. "clips/a.y4m" is asked for as "clips/.", "a.y4m" as ".": the file itself is not there yet. */
 static double disk_left(const char *path)
 {
     const char *slash = strrchr(path, '/');
-    char *folder = slash ? text_of("%.*s/", (int)(slash - path), path) : text_of(".");
+    char *folder = text_of("%.*s.", slash ? (int)(slash - path) + 1 : 0, path);
     struct statvfs about;
-    double left = INFINITY;
-    if (statvfs(folder, &about) == 0 && about.f_blocks)
-        left = (double)about.f_bavail * (double)about.f_frsize;
+    bool said = statvfs(folder, &about) == 0 && about.f_blocks;
     free(folder);
-    return left;
+    return said ? (double)about.f_bavail * (double)about.f_frsize : INFINITY;
 }
 
-/* The weights of all parts that are open, of at most four; returns how many. */
+/* The weights of all parts that are open, of at most four; returns how many. What a command does not need is not open:
+ * encode has a VAE alone. */
 static int opened(const job *j, const weights *list[4])
 {
     const weights *all[] = { j->vae ? vae_weights(j->vae) : NULL, j->clip ? clip_weights(j->clip) : NULL,
@@ -2364,29 +2371,43 @@ static int opened(const job *j, const weights *list[4])
     return n;
 }
 
-/* Everything beside the flow's own figures and the rates. A clip takes 3 bytes a pixel, in Y4M 1.5; a checkpoint holds
- * the video decoded twice, and the old file stands until the new one is complete. */
-static void survey(const job *j, run_plan *p)
+/* The flow without data: its memory, operations and result's sizes; and what the machine has. Only the rates are left
+ * to calibrate. Bytes on disk:
+ *
+ *     clip            3 a pixel, in Y4M 1.5, where colours have half the resolution each way
+ *     tensor          4 a number
+ *     checkpoint      the largest holds the video decoded twice, 6 numbers a pixel; and the old file stands until the
+ *                     new one is complete
+ */
+static run_plan plan(const job *j, flow *f)
 {
+    arena a = arena_plan();
+    run r = run_of(j, &a);
+    run_plan p = { .out = f(&r, j), .memory_left = memory_left(), .disk_left = INFINITY };
     const weights *all[4];
+    p.bytes = a.peak;
+    memcpy(p.work, a.work, sizeof p.work);
     for (int i = opened(j, all) - 1; i >= 0; i--) {
-        p->copied += all[i]->copied;
-        p->mapped += weights_bytes(all[i]);
+        p.copied += all[i]->copied;
+        p.mapped += weights_bytes(all[i]);
     }
-    double pixels = (double)(p->out.clip.frames * p->out.clip.w * p->out.clip.h);
-    p->disk_left = INFINITY;
+    double pixels = (double)(p.out.clip.frames * p.out.clip.w * p.out.clip.h);
     if (j->out && strcmp(j->out, "-")) {
-        p->disk = p->out.name ? 4 * (double)tensor_count(p->out.saved) : pixels * (ends_with(j->out, ".y4m") ? 1.5 : 3);
-        p->disk_left = disk_left(j->out);
+        p.disk = p.out.name ? 4 * (double)tensor_count(p.out.saved) : pixels * (ends_with(j->out, ".y4m") ? 1.5 : 3);
+        p.disk_left = disk_left(j->out);
     }
     if (j->checkpoint) {
-        p->disk += 2 * (6 * pixels) * sizeof(real);
-        p->disk_left = fmin(p->disk_left, disk_left(j->checkpoint));
+        p.disk += 2 * (6 * pixels) * sizeof(real);
+        p.disk_left = fmin(p.disk_left, disk_left(j->checkpoint));
     }
-    p->memory_left = memory_left();
+    return p;
 }
 
-/* One line, for `info` and at the beginning of a run. */
+/* One line, for `info` and at the beginning of a run; "-o -" and an unknown system leave out what they do not know:
+ *
+ *     plan: a run of 128 x 128, 24 frames, with one picture: 43.1 MB of activations (24640 MB free), 3.2 MB of
+ *     convolution weights put in order, 12.4 MB of weights mapped from disk; 0.6 MB to write; about 4.2 s on 1 thread
+ */
 static void print_plan(FILE *to, const job *j, const run_plan *p)
 {
     const film *v = &p->out.clip;
@@ -2407,60 +2428,67 @@ static void print_plan(FILE *to, const job *j, const run_plan *p)
     fflush(to);
 }
 
-/* Dies where the machine will not do. */
+/* Dies where the machine will not do: without this the kernel would kill the run, or the disk be full, hours later. */
 static void check_plan(const job *j, const run_plan *p)
 {
-    if ((double)p->bytes > p->memory_left)
-        die(SYSTEM_ERROR, "memory: the plan needs %.1f MB beside the mapped weights, got %.1f MB free; use a smaller "
-            "--size, fewer --frames, or a machine with more memory", (double)p->bytes / 1e6,
-            fmax(p->memory_left, 0) / 1e6);
-    if (p->disk > p->disk_left)
-        die(SYSTEM_ERROR, "%s: the plan needs %.3f MB of disk, got %.3f MB free; make room, or write elsewhere",
-            j->out ? j->out : j->checkpoint, p->disk / 1e6, p->disk_left / 1e6);
+    MUST((double)p->bytes <= p->memory_left, "memory: the plan needs %.1f MB beside the mapped weights, got %.1f MB "
+         "free; use a smaller --size, fewer --frames, or a machine with more memory", (double)p->bytes / 1e6,
+         fmax(p->memory_left, 0) / 1e6);
+    MUST(p->disk <= p->disk_left, "%s: the plan needs %.3f MB of disk, got %.3f MB free; make room, or write elsewhere",
+         j->out ? j->out : j->checkpoint, p->disk / 1e6, p->disk_left / 1e6);
 }
 
 /* ---------------------------------------------------------------- run
  *
- * A command's flow, from the plan to the result on disk. Until the arena is there nothing has been computed or written.
+ * A command's flow, from the plan to the result on disk. The order is that of cost: what can be wrong with the command
+ * line, the model and the machine is found in the first second; and nothing is there that is not whole.
+ *
+ *     plan            the flow without data: every shape checked, memory, operations, names of stages
+ *     check_plan      memory and disk
+ *     check_hooks     names of --inject and --stop-after, which the plan has come by
+ *     open_output     the result's temporary
+ *                     (--dry-run ends here; until here nothing has been computed or written)
+ *     arena_new       all of the memory at once: later no allocation of a tensor can fail
+ *     prepare         pictures at their size
+ *     checkpoint      what an earlier run has computed
+ *     flow            the same code once more
+ *     write_result    the temporary gets its name when all of it is on the disk; then the checkpoint goes
  */
 
-/* After the plan, which came by every stage: dies where a name of --inject or --stop-after is none of them. */
+/* After the plan, which came by every stage: dies where a name of --inject or --stop-after is none of them. A mistyped
+ * name would otherwise be noticed after the whole run, if at all. */
 static void check_hooks(const job *j)
 {
-    const hooks *h = j->hooks;
-    if (h && h->ngiven && !h->replaced && !h->stop_after)
-        die(BAD_INPUT, "--inject: no tensor given there has the name of a stage of this run; --dump shows the names");
-    if (h && h->stop_after && !h->stop_known)
-        die(BAD_INPUT, "--stop-after: got %s, which is no stage of this run; --dump shows the names", h->stop_after);
-    if (h && h->ngiven && !j->quiet)
-        fprintf(stderr, "inject: %lld stages are given\n", ll(h->replaced));
-}
-
-/* What the hooks need of the system, and of this run. */
-static void open_hooks(const job *j)
-{
     hooks *h = j->hooks;
-    if (h && h->dump_dir)
-        dump_check(h->dump_dir);
-    if (h && h->truth)
+    if (!h)
+        return;
+    NEED(!h->ngiven || h->replaced || h->stop_after, "--inject: no tensor given there has the name of a stage of this "
+         "run; --dump shows the names");
+    NEED(!h->stop_after || h->stop_known, "--stop-after: got %s, which is no stage of this run; --dump shows the names",
+         h->stop_after);
+    if (h->ngiven && !j->quiet)
+        fprintf(stderr, "inject: %lld stages are given\n", ll(h->replaced));
+    if (h->truth)
         h->judge = judge_new(j->class, j->verbose, j->json);
 }
 
-/* The progress of a run that begins now, and its first line. */
+/* The progress of a run that begins now, and its first line. The JSON file is added to: a run that goes on from a
+ * checkpoint goes on with it, too. */
 static struct progress progress_new(const job *j, const run_plan *p)
 {
     struct progress new = { .quiet = j->quiet, .terminal = isatty(2), .rate = p->rate, .planned = p->work,
                             .json_path = j->progress, .json = j->progress ? fopen(j->progress, "a") : NULL };
     new.start = new.last_line = new.last_json = now();
-    if (j->progress && !new.json)
-        die(SYSTEM_ERROR, "%s: progress: got \"%s\", expected to write it; check folder and rights", j->progress,
-            strerror(errno));
+    MUST(!j->progress || new.json, "%s: progress: got \"%s\", expected to write it; check folder and rights",
+         j->progress, strerror(errno));
     if (new.json)
         json_progress(&new, "plan", (report_line){ .run_left = work_seconds(p->rate, p->work) });
     return new;
 }
 
-/* The last line of progress, and what the run took. */
+/* The last line of progress, and what the run took: with -v the plan's memory and what was used of it: the same
+ * number, unless a checkpoint has saved some of the work. The line with the seconds is what `measure --log` reads
+ * (read_cost). */
 static void report_run(const job *j, struct progress *p, const arena *a, const film *v)
 {
     if (p->json)
@@ -2477,7 +2505,6 @@ static void report_run(const job *j, struct progress *p, const arena *a, const f
 static void run_flow(job *j, flow *f, void (*prepare)(job *j))
 {
     run_plan planned = plan(j, f);
-    survey(j, &planned);
     check_plan(j, &planned);
     if (!j->quiet || j->progress || j->dry_run)     /* the rates take a moment: for who sees them */
         calibrate(j, &planned);
@@ -2491,7 +2518,8 @@ static void run_flow(job *j, flow *f, void (*prepare)(job *j))
     }
     struct progress p = progress_new(j, &planned);
     arena a = arena_new(planned.bytes);
-    open_hooks(j);
+    if (j->hooks && j->hooks->dump_dir)
+        dump_check(j->hooks->dump_dir);
     if (prepare)
         prepare(j);
     run r = run_of(j, &a);
@@ -2505,7 +2533,7 @@ static void run_flow(job *j, flow *f, void (*prepare)(job *j))
     }
     result out = f(&r, j);
     mappings_check();
-    write_result(j, &a, o, &out);
+    write_result(j, o, &out);
     if (j->checkpoint) {        /* the result is there: the same command begins anew */
         safetensors_close(k.file);
         unlink(j->checkpoint);
@@ -2522,7 +2550,8 @@ static void run_flow(job *j, flow *f, void (*prepare)(job *j))
  * resolutions from 384 to 896.
  */
 
-/* Height and width of the 512-pixel buckets, all of about 512 x 512 pixels, in units of 32. What is compared is their
+/* Such sizes the model was trained on: clips were sorted into buckets of like aspect, so that a batch has one shape.
+ * Height and width of the 512-pixel buckets, all of about 512 x 512 pixels, in units of 32. What is compared is their
  * quotient to two decimals, as the keys of ASPECT_RATIO_512 in bucket_sampler.py have it. */
 static const signed char buckets[][2] = {
     { 8, 32 }, { 8, 31 }, { 8, 30 }, { 8, 29 }, { 9, 28 }, { 9, 27 }, { 9, 26 }, { 10, 25 },
@@ -2534,7 +2563,8 @@ static const signed char buckets[][2] = {
 
 /* The size for a picture of w x h pixels at a base resolution: the nearest bucket (the first of equals), scaled, its
  * sides floored to multiples of 16: 8 of the VAE, 2 of the patches. get_closest_ratio, and "Count most suitable height
- * and width" of predict_i2v.py. */
+ * and width" of predict_i2v.py. For 1920 x 1080 at 512: 0.5625 is nearest to 0.57 = 12 / 21, which makes 672 x 384; at
+ * 768, 1008 x 576. */
 static void bucket_size(int64_t w, int64_t h, int64_t resolution, int64_t *width, int64_t *height)
 {
     double least = INFINITY;
@@ -2550,36 +2580,35 @@ static void bucket_size(int64_t w, int64_t h, int64_t resolution, int64_t *width
     *width = buckets[best][1] * resolution / 256 * 16;
 }
 
-/* width and height, where --size did not say them: the first start picture's aspect, or a square without one. */
+/* What the command line leaves open, and what this model makes of the rest.
+ *
+ * Size      where --size did not say it, the first start picture's aspect, or a square without one
+ * Frames    rounded down to whole slices of the encoder as predict_i2v.py does; with slices of 8 frames, 30 become 24.
+ *           A single frame is a picture
+ * Pictures  more of them than frames, and end pictures alone, fail or are lost in the public code: refused here
+ */
 static void choose_size(job *j)
 {
-    if (!j->sized)
-        bucket_size(j->starts ? j->start[0].w : 1, j->starts ? j->start[0].h : 1, j->resolution, &j->width, &j->height);
-    if (j->width < 16 || j->height < 16)
-        die(BAD_INPUT, "--resolution: %lld makes %lld x %lld, expected sides of at least 16; use a larger one",
-            ll(j->resolution), ll(j->width), ll(j->height));
-}
-
-/* frames, rounded down to whole slices of the encoder as predict_i2v.py does, and says so; a single frame is a picture.
- * More pictures than frames, and end pictures alone, fail or are lost in the public code: refused here. */
-static void choose_frames(job *j)
-{
+    const image *p = j->starts ? &j->start[0] : &(image){ .w = 1, .h = 1 };
     int64_t batch = vae_settings(j->vae)->mini_batch_encoder, frames = j->frames == 1 ? 1 : j->frames / batch * batch;
-    if (frames == 0)
-        die(BAD_INPUT, "--frames: got %lld, expected 1 or at least %lld, the encoder's mini_batch_encoder",
-            ll(j->frames), ll(batch));
+    if (!j->width)
+        bucket_size(p->w, p->h, j->resolution, &j->width, &j->height);
+    NEED(j->width >= 16 && j->height >= 16, "--resolution: %lld makes %lld x %lld, expected sides of at least 16; use "
+         "a larger one", ll(j->resolution), ll(j->width), ll(j->height));
+    NEED(frames > 0, "--frames: got %lld, expected 1 or at least %lld, the encoder's mini_batch_encoder", ll(j->frames),
+         ll(batch));
     if (frames != j->frames && !j->quiet)
         fprintf(stderr, "frames: %lld asked for, %lld will be made: whole slices of %lld\n", ll(j->frames), ll(frames),
                 ll(batch));
     j->frames = frames;
-    if (j->ends && !j->starts)
-        die(BAD_INPUT, "--end: end pictures need a start picture; give one with -i");
-    if (j->starts > frames || j->ends > frames)
-        die(BAD_INPUT, "%s: got %d pictures for %lld frames; give fewer pictures or more --frames",
-            j->starts > frames ? "--image" : "--end", j->starts > frames ? j->starts : j->ends, ll(frames));
+    bool starts = j->starts > frames;
+    NEED(!j->ends || j->starts, "--end: end pictures need a start picture; give one with -i");
+    NEED(!starts && j->ends <= frames, "%s: got %d pictures for %lld frames; give fewer pictures or more --frames",
+         starts ? "--image" : "--end", starts ? j->starts : j->ends, ll(frames));
 }
 
-/* All pictures to the clip's size, with Pillow's filter. Aspects are not kept; a bucket comes near. */
+/* All pictures to the clip's size, with Pillow's filter. Aspects are not kept; a bucket comes near: at most 7 % off
+ * for anything between 1:1 and 16:9. */
 static void resize_pictures(image *list, int count, int64_t w, int64_t h)
 {
     for (int i = 0; i < count; i++) {
@@ -2604,61 +2633,49 @@ static void resize_pictures(image *list, int count, int64_t w, int64_t h)
  */
 
 /* Dies where an option that the command needs is absent. */
-static void need(const char *value, const char *option, const char *what)
+static void require(const char *value, const char *option, const char *what)
 {
-    if (!value || !*value)
-        die(BAD_INPUT, "%s: got nothing, expected %s; see ruyi --help", option, what);
+    NEED(value && *value, "%s: got nothing, expected %s; see ruyi --help", option, what);
 }
 
-/* The path of a part of the model folder; it holds until the next call. */
+/* The path of a part of the model folder; it holds until the next call. Whoever asks needs a model, so that this is
+ * also where a missing -m is found. */
 static const char *inside(job *j, const char *part)
 {
-    need(j->model, "--model", "a model folder; give it with -m FOLDER");
+    require(j->model, "--model", "a model folder; give it with -m FOLDER");
     free(j->path);
     return j->path = text_of("%s/%s", j->model, part);
 }
 
+/* The halves that the command needs: the other's tensors are known and not bound. */
 static void open_vae(job *j, bool encoder, bool decoder)
 {
     j->vae = vae_open(inside(j, "vae"), encoder, decoder, j->tiling, j->allow_unknown);
 }
 
-/* Is this a Ruyi at all? Asked first, so that another model's folder is called by its name. */
-static void check_index(job *j)
-{
-    inside(j, "");                      /* is there a model at all? */
-    config f = config_open(j->model, "model_index.json");
-    char *class = config_word(f, "_class_name", "RuyiInpaintPipeline");
-    if (strcmp(class, "RuyiInpaintPipeline"))
-        config_refuse(f, "_class_name", "expected RuyiInpaintPipeline; this folder holds another model");
-    free(class);
-    config_close(f);
-}
-
-/* One tensor of a control row: PREFIX.PART, or the default's where the file has none. */
-static weight control_part(weights *w, const char *prefix, const char *otherwise, const char *part, shape s)
-{
-    char *key = text_of("%s.%s", prefix, part);
-    weight found = bind(w, s, "%s.%s", weights_has(w, key) ? prefix : otherwise, part);
-    free(key);
-    return found;
-}
-
-/* A row: emb1 [1][text_len][X] and mask1, as of a CLIP text encoder, emb2 [1][text_len_t5][width of T5] and mask2, as
- * of T5. Ruyi has no text encoder: the rows of embeddings.safetensors are all the text it knows. The four tensors fall
- * back to the default one by one. get_control_embeddings of predict_i2v.py. */
+/* A row of text, as the DiT takes it: what two text encoders made of a prompt.
+ *
+ *     emb1    [1][text_len][X]                    of CLIP's text encoder          mask1   [1][text_len]
+ *     emb2    [1][text_len_t5][width of T5]       of T5                           mask2   [1][text_len_t5]
+ *
+ * Ruyi has no text encoder: the rows of embeddings.safetensors are all the text it knows. The four tensors, named
+ * PREFIX.PART, fall back to the default row's one by one. get_control_embeddings of predict_i2v.py. */
 static control control_row(weights *w, const dit_config *c, const char *prefix, const char *otherwise)
 {
-    return (control){
-        .emb1 = control_part(w, prefix, otherwise, "emb1", SHAPE(1, c->text_len, c->cross_attention_dim)),
-        .mask1 = control_part(w, prefix, otherwise, "mask1", SHAPE(1, c->text_len)),
-        .emb2 = control_part(w, prefix, otherwise, "emb2", SHAPE(1, c->text_len_t5, c->cross_attention_dim_t5)),
-        .mask2 = control_part(w, prefix, otherwise, "mask2", SHAPE(1, c->text_len_t5)),
-    };
+    static const char *const names[] = { "emb1", "mask1", "emb2", "mask2" };
+    const shape shapes[] = { SHAPE(1, c->text_len, c->cross_attention_dim), SHAPE(1, c->text_len),
+                             SHAPE(1, c->text_len_t5, c->cross_attention_dim_t5), SHAPE(1, c->text_len_t5) };
+    weight part[4];
+    for (int i = 0; i < 4; i++) {
+        char *key = text_of("%s.%s", prefix, names[i]);
+        part[i] = bind(w, shapes[i], "%s.%s", weights_has(w, key) ? prefix : otherwise, names[i]);
+        free(key);
+    }
+    return (control){ part[0], part[1], part[2], part[3] };
 }
 
-/* The row of a camera and a motion. The aspect in the key is always 16x9 ("Do not change", says predict_i2v.py),
- * whatever the clip's is. */
+/* The row of a camera and a motion, p.16x9movie2left for --motion 2 --camera left; 0 and auto leave it to the model.
+ * The aspect in the key is always 16x9 ("Do not change", says predict_i2v.py), whatever the clip's is. */
 static control positive_row(const job *j, const char *camera, const char *motion)
 {
     char *prefix = text_of("p.16x9movie%s%s", strcmp(motion, "auto") ? motion : "0", camera);
@@ -2668,52 +2685,48 @@ static control positive_row(const job *j, const char *camera, const char *motion
 }
 
 /* What must hold between the components, and between them and the options. Each dies here with the field or option to
- * change, rather than deep inside with two shapes. */
+ * change, rather than deep inside with two shapes.
+ *
+ * Components  the DiT's channels in are three times the latents' (noise, mask, masked video), its image queries come
+ *             from tokens as wide as CLIP's, and its rotary grid takes latents of 8 x 8 pixels
+ * Size        a whole number of patches, each of which is 8 * patch_size pixels wide
+ * Steps       DPM++ takes one point more than steps (step_time); PNDM three for its warm-up and one to go to. For some
+ *             counts numpy.arange has a number too many for `trailing`, and the public classes go on to a timestep of
+ *             -1
+ */
 static void check_model(const job *j)
 {
     const vae_config *v = vae_settings(j->vae);
     const dit_config *d = dit_settings(j->dit);
     long long clip_width = clip_settings(j->clip)->hidden_size, length = latent_length(j);
-    long long unit = 8 * d->patch_size > 16 ? 8 * d->patch_size : 16;
-    if (!v->block_out_channels)
-        config_refuse(v->file, "block_out_channels",
-                      "expected a list of numbers: its length gives the scale of the latents");
-    if (vae_scale(v) != 8)
-        config_refuse(v->file, "ch_mult", "expected 4 numbers: the rotary grid divides pixels by 8");
-    if (3 * v->latent_channels != d->in_channels)
-        config_refuse(v->file, "latent_channels", "expected 16, a third of the transformer's in_channels");
-    if (clip_width != d->projection_dim)
-        config_refuse(d->file, "projection_dim", "expected the image encoder's hidden_size %lld", clip_width);
-    if (j->width % unit || j->height % unit)
-        die(BAD_INPUT, "--size: got %lldx%lld, expected multiples of %lld for this model's patches", ll(j->width),
-            ll(j->height), unit);
-    if (length < 1 || length > TIME_ROWS)
-        die(BAD_INPUT, "--frames: %lld frames make %lld latent frames, expected 1 to %d, the rows of the time table",
-            ll(j->frames), length, TIME_ROWS);
-    if (j->enhance && length == 1)
-        die(BAD_INPUT, "--enhance-a-video: one latent frame has no other to attend to; give more --frames or leave it "
-            "out");
-}
-
-/* DPM++ takes one point more than steps (step_time); PNDM three steps for its warm-up and one to go to. For some
- * counts numpy.arange has a number too many for `trailing`, and the public classes go on to a timestep of -1. */
-static void check_count(const job *j)
-{
-    int64_t least = j->scheduler == PNDM && !j->sched.skip_prk_steps ? 4 : 1;
-    int64_t most = j->sched.num_train_timesteps - (j->scheduler == DPMPP);
-    if (j->steps < least || j->steps > most)
-        die(BAD_INPUT, "--steps: got %lld, expected %lld to %lld for %s", ll(j->steps), ll(least), ll(most),
-            sched_names[j->scheduler]);
-    double n = (double)j->sched.num_train_timesteps, steps = (double)j->steps;
-    if (j->sched.timestep_spacing == TRAILING && n / (n / steps) > steps)
-        die(BAD_INPUT, "--steps: got %lld, which trailing spacing makes %lld in the public code; choose another number",
-            ll(j->steps), ll(j->steps) + 1);
+    long long unit = 8 * d->patch_size > 16 ? 8 * d->patch_size : 16, steps = j->steps;
+    long long points = j->sched.num_train_timesteps, most = points - (j->scheduler == DPMPP);
+    long long least = j->scheduler == PNDM && !j->sched.skip_prk_steps ? 4 : 1;
+    double apart = (double)points / (double)steps;
+    CONFIG_NEED(v->block_out_channels, v->file, "block_out_channels",
+                "expected a list of numbers: its length gives the scale of the latents");
+    CONFIG_NEED(vae_scale(v) == 8, v->file, "ch_mult", "expected 4 numbers: the rotary grid divides pixels by 8");
+    CONFIG_NEED(3 * v->latent_channels == d->in_channels, v->file, "latent_channels",
+                "expected 16, a third of the transformer's in_channels");
+    CONFIG_NEED(clip_width == d->projection_dim, d->file, "projection_dim",
+                "expected the image encoder's hidden_size %lld", clip_width);
+    NEED(j->width % unit == 0 && j->height % unit == 0, "--size: got %lldx%lld, expected multiples of %lld for this "
+         "model's patches", ll(j->width), ll(j->height), unit);
+    NEED(length >= 1 && length <= TIME_ROWS, "--frames: %lld frames make %lld latent frames, expected 1 to %d, the "
+         "rows of the time table", ll(j->frames), length, TIME_ROWS);
+    NEED(!j->enhance || length > 1, "--enhance-a-video: one latent frame has no other to attend to; give more --frames "
+         "or leave it out");
+    NEED(steps >= least && steps <= most, "--steps: got %lld, expected %lld to %lld for %s", steps, least, most,
+         sched_names[j->scheduler]);
+    NEED(j->sched.timestep_spacing != TRAILING || (double)points / apart <= (double)steps, "--steps: got %lld, which "
+         "trailing spacing makes %lld in the public code; choose another number", steps, steps + 1);
 }
 
 static const char *const fp8_words[] = { "lite", "strong", "extreme" };     /* from FP8_LITE on */
 
-/* Says what the options that are off by default change. h, w: of the clip, in pixels. (TeaCache: end_sampling.) */
-static void report_changes(const job *j, int64_t h, int64_t w)
+/* Says what the options that are off by default change, a line each: that they were understood, and how much they reach
+ * (an update may fit no layer, a picture be smaller than a tile). (TeaCache: end_sampling.) */
+static void report_changes(const job *j)
 {
     long long calls = j->steps - j->enhance_start - j->enhance_end;
     if (j->quiet)
@@ -2735,21 +2748,27 @@ static void report_changes(const job *j, int64_t h, int64_t w)
         fprintf(stderr, "enhance-a-video: weight %g in %lld calls\n", j->enhance_weight, calls > 0 ? calls : 0);
     if (j->tiling.given) {
         const vae_config *c = vae_settings(j->vae);
-        int64_t scale = vae_scale(c);
+        int64_t h = j->height, w = j->width, scale = vae_scale(c);
         fprintf(stderr, "vae tiling: tiles of %lld pixels overlapping by %g, %lld to encode, %lld to decode\n",
                 ll(c->tile_sample_min_size), c->tile_overlap_factor, ll(vae_tiles(c, false, h, w)),
                 ll(vae_tiles(c, true, h / scale, w / scale)));
     }
 }
 
-/* Everything for flow_generate. The VAE comes before the rest because its slices decide the frames, and what the
- * command line got wrong is told before the larger parts are opened. */
+/* Everything for flow_generate. First of all: is this a Ruyi? Another model's folder is called by its name, rather than
+ * by the first tensor that it lacks. The VAE comes before the rest because its slices decide the frames, and what the
+ * command line got wrong is told before the larger parts are opened. The negative row has no fallback but itself. */
 static void open_generate(job *j)
 {
-    check_index(j);
+    inside(j, "");                      /* is there a model at all? */
+    config f = config_open(j->model, "model_index.json");
+    char *class = config_word(f, "_class_name", "RuyiInpaintPipeline");
+    CONFIG_NEED(!strcmp(class, "RuyiInpaintPipeline"), f, "_class_name",
+                "expected RuyiInpaintPipeline; this folder holds another model");
+    free(class);
+    config_close(f);
     open_vae(j, true, true);
     choose_size(j);
-    choose_frames(j);
     j->clip = clip_open(inside(j, "image_encoder"), j->allow_unknown);
     dit_changes changes = { j->loras, j->lora_scales, j->nloras, j->fp8, j->fp8_type };
     j->dit = dit_open(inside(j, "transformer"), changes, j->allow_unknown);
@@ -2758,12 +2777,12 @@ static void open_generate(job *j)
     j->rows[0] = control_row(j->embeddings, dit_settings(j->dit), "n.default", "n.default");
     j->rows[1] = positive_row(j, j->camera, j->motion);
     check_model(j);
-    check_count(j);
-    report_changes(j, j->height, j->width);
+    report_changes(j);
 }
 
 /* The pictures at the clip's size, and the first as CLIP gets it. After the plan, which needs no picture: a size that
- * no machine can hold is refused before anything of that size exists. */
+ * no machine can hold is refused before anything of that size exists. CLIP sees the picture after it was resized, as in
+ * the public code, and crops its middle. */
 static void fit_pictures(job *j)
 {
     resize_pictures(j->start, j->starts, j->width, j->height);
@@ -2775,7 +2794,11 @@ static void fit_pictures(job *j)
 /* ---------------------------------------------------------------- commands: generate, encode, decode, clip, extend
  *
  * Each opens what it needs of the model, checks that it fits, and runs its flow. encode, decode and clip open one part
- * of the model alone, so that a VAE can be studied without the DiT's gigabytes.
+ * of the model alone, so that a VAE can be studied without the DiT's gigabytes. Together they are a generation's ends:
+ *
+ *     ruyi encode -m MODEL -i a.ppm -i b.ppm ... -o l.safetensors     latents [Z][F][h][w], those that the DiT sees
+ *     ruyi decode -m MODEL -l l.safetensors -o back.y4m               what the VAE alone loses shows in it
+ *     ruyi clip -m MODEL -i a.ppm -o t.safetensors                    clip.hidden [patches][hidden_size]
  */
 
 /* ruyi -m MODEL -i START.ppm [-e END.ppm] -o OUT: predict_i2v.py. A wrong option dies at once, a wrong tensor while the
@@ -2791,15 +2814,15 @@ static void command_generate(job *j)
 static void command_encode(job *j)
 {
     open_vae(j, true, false);
-    int64_t scale = vae_scale(vae_settings(j->vae));
-    j->width = j->start[0].w;
-    j->height = j->start[0].h;
-    j->frames = j->starts;
+    int64_t scale = vae_scale(vae_settings(j->vae)), w = j->start[0].w, h = j->start[0].h;
     for (int i = 0; i < j->starts; i++)
-        if (j->start[i].w != j->width || j->start[i].h != j->height || j->width % scale || j->height % scale)
-            die(BAD_INPUT, "--image: picture %d is %lld x %lld, expected pictures of one size whose sides are "
-                "multiples of %lld", i + 1, ll(j->start[i].w), ll(j->start[i].h), ll(scale));
-    report_changes(j, j->height, j->width);
+        NEED(j->start[i].w == w && j->start[i].h == h && w % scale == 0 && h % scale == 0, "--image: picture %d is "
+             "%lld x %lld, expected pictures of one size whose sides are multiples of %lld", i + 1, ll(j->start[i].w),
+             ll(j->start[i].h), ll(scale));
+    j->width = w;
+    j->height = h;
+    j->frames = j->starts;
+    report_changes(j);
     run_flow(j, flow_encode, NULL);
 }
 
@@ -2807,19 +2830,18 @@ static void command_encode(job *j)
  * other program writes them. Their F, h and w say how long and large the clip is; the model says Z only. */
 static void command_decode(job *j)
 {
-    need(j->latents, "--latents", "-l LATENTS.safetensors");
+    require(j->latents, "--latents", "-l LATENTS.safetensors");
     open_vae(j, false, true);
-    j->given = safetensors_open(j->latents);
-    const st_tensor *t = safetensors_find(j->given, "latents");
+    const st_tensor *t = j->given = safetensors_find(safetensors_open(j->latents), "latents");
     long long z = vae_settings(j->vae)->latent_channels, scale = vae_scale(vae_settings(j->vae));
-    if (!t)
-        die(BAD_INPUT, "%s: has no tensor of the name latents; `ruyi info %s` lists what it has", j->latents,
-            j->latents);
+    NEED(t, "%s: has no tensor of the name latents; `ruyi info %s` lists what it has", j->latents, j->latents);
     bool readable = t->type == F32 || t->type == F64 || t->type == F16 || t->type == BF16;
-    if (!readable || t->ndim != 4 || t->dim[0] != z || !t->count)
-        die(BAD_INPUT, "%s: latents: got %s of %d dimensions, expected F32, F64, F16 or BF16 of [%lld, frames, "
-            "height/%lld, width/%lld]", j->latents, dtype_name[t->type], t->ndim, z, scale, scale);
-    report_changes(j, t->dim[2] * scale, t->dim[3] * scale);
+    NEED(readable && t->ndim == 4 && t->dim[0] == z && t->count, "%s: latents: got %s of %d dimensions, expected F32, "
+         "F64, F16 or BF16 of [%lld, frames, height/%lld, width/%lld]", j->latents, dtype_name[t->type], t->ndim, z,
+         scale, scale);
+    j->width = t->dim[3] * scale;
+    j->height = t->dim[2] * scale;
+    report_changes(j);
     run_flow(j, flow_decode, NULL);
 }
 
@@ -2832,7 +2854,8 @@ static void command_clip(job *j)
     run_flow(j, flow_clip, NULL);
 }
 
-/* The clip that the words of the command line name: a Y4M, a series NAME-%04d.ppm, several PPMs, or -. */
+/* The clip that the words of the command line name: a Y4M, a series NAME-%04d.ppm, several PPMs, or -. All frames are
+ * in memory, 3 bytes a pixel. */
 static film read_film(const job *j)
 {
     image *list = NULL;
@@ -2842,9 +2865,8 @@ static film read_film(const job *j)
     film v = { .frames = count, .w = list->w, .h = list->h };
     v.rgb = allocate((size_t)count, frame_bytes(&v));
     for (int64_t t = 0; t < count; t++) {
-        if (list[t].w != v.w || list[t].h != v.h)
-            die(BAD_INPUT, "%s: frame %lld is %lld x %lld, expected %lld x %lld as the first; give frames of one clip",
-                j->files[0], ll(t), ll(list[t].w), ll(list[t].h), ll(v.w), ll(v.h));
+        NEED(list[t].w == v.w && list[t].h == v.h, "%s: frame %lld is %lld x %lld, expected %lld x %lld as the first; "
+             "give frames of one clip", j->files[0], ll(t), ll(list[t].w), ll(list[t].h), ll(v.w), ll(v.h));
         memcpy(frame_of(&v, t), list[t].rgb, frame_bytes(&v));
         free(list[t].rgb);
     }
@@ -2853,16 +2875,14 @@ static film read_film(const job *j)
 }
 
 /* ruyi extend CLIP -m MODEL -o OUT. The size is the clip's; one that is not the model's unit is refused, since a
- * resized clip would not be the user's. */
+ * resized clip would not be the user's. --frames is a part's length, key frames included. */
 static void command_extend(job *j)
 {
     j->earlier = read_film(j);
     j->width = j->earlier.w;
     j->height = j->earlier.h;
-    if (j->width % 16 || j->height % 16)
-        die(BAD_INPUT, "%s: got frames of %lld x %lld, expected sides that are multiples of 16; crop or resize the "
-            "clip", j->files[0], ll(j->width), ll(j->height));
-    j->sized = true;
+    NEED(j->width % 16 == 0 && j->height % 16 == 0, "%s: got frames of %lld x %lld, expected sides that are multiples "
+         "of 16; crop or resize the clip", j->files[0], ll(j->width), ll(j->height));
     j->starts = 1;                      /* at least; flow_extend says how many */
     open_generate(j);
     resize_pictures(j->end, j->ends, j->width, j->height);
@@ -2873,10 +2893,18 @@ static void command_extend(job *j)
  *
  * What one can say of a clip in numbers without another model. One row is one number: a key for scripts and a line for
  * people. Everything is exact integers, or doubles in one order: the same bytes on every machine.
+ *
+ *     camera...       does it do what was asked for? the median shift of the content, and its word
+ *     motion          do things move? what differs from the camera's motion
+ *     colour...       do the colours stay? the background's distance from frame 0's (clips: colours)
+ *     flicker...      does the light stay? luma against the mean of the frames before and after
+ *     sharpness...    does it stay sharp? steps from pixel to pixel, the last frame's over the first's
+ *     start, end      is the given picture in it? 30 dB and more look alike
+ *     seconds...      what did it cost? from the run's standard error
  */
 
 /* Peak signal-to-noise ratio of two pictures in dB, over all R, G, B: 10 log10(255^2 / mean squared difference), at
- * most 100, which is also what equal ones have. */
+ * most 100, which is also what equal ones have. By the program's own logarithm, since libm's differ. */
 static double psnr(const unsigned char *a, const unsigned char *b, int64_t count)
 {
     int64_t sum = 0;
@@ -2886,8 +2914,11 @@ static double psnr(const unsigned char *a, const unsigned char *b, int64_t count
 }
 
 /* Structural similarity of two frames' luma: the mean over windows of 8 x 8 pixels, 4 apart, of
- * (2 ma mb + C1)(2 cov + C2) / ((ma^2 + mb^2 + C1)(va + vb + C2)), C1 = (0.01 255)^2, C2 = (0.03 255)^2. Here times
- * 64^2 above and below, sums in place of means. Wang et al., 2004; their windows are Gaussian. */
+ *
+ *     (2 ma mb + C1)(2 cov + C2) / ((ma^2 + mb^2 + C1)(va + vb + C2)),    C1 = (0.01 255)^2, C2 = (0.03 255)^2
+ *
+ * with means m, variances v and the covariance. Here times 64^2 above and below, sums in place of means, so that all
+ * but C1 and C2 are whole numbers. Wang et al., 2004; their windows are Gaussian. */
 static double ssim(const plane *a, const plane *b)
 {
     const double c1 = 64 * 64 * 0.01 * 0.01 * 255 * 255, c2 = 64 * 64 * 0.03 * 0.03 * 255 * 255;
@@ -2909,25 +2940,21 @@ static double ssim(const plane *a, const plane *b)
     return sum / (double)count;
 }
 
-/* PSNR and SSIM of frame t to a picture, which is brought to the clip's size as a generation does it. */
+/* PSNR and SSIM of frame t to a picture, which is brought to the clip's size as a generation does it: what is measured
+ * is the model's doing, not the resizing's. */
 static void measure_likeness(const film *v, int64_t t, image picture, double like[2])
 {
-    image given = image_resize(picture, v->w, v->h);
-    plane a = luma_of(frame_of(v, t), v->w, v->h), b = luma_of(given.rgb, v->w, v->h);
-    like[0] = psnr(frame_of(v, t), given.rgb, (int64_t)frame_bytes(v));
+    image frame = { v->w, v->h, frame_of(v, t) }, given = image_resize(picture, v->w, v->h);
+    plane a = luma_of(frame), b = luma_of(given);
+    like[0] = psnr(frame.rgb, given.rgb, (int64_t)frame_bytes(v));
     like[1] = ssim(&a, &b);
     free(a.y);
     free(b.y);
     free(given.rgb);
 }
 
-/* Flicker: the distance of a frame's luma from its two neighbours' mean; the first and the last have one neighbour. */
-static double luma_jump(const looks *list, int64_t t, int64_t frames)
-{
-    return t > 0 && t + 1 < frames ? fabs(list[t].luma - (list[t - 1].luma + list[t + 1].luma) / 2) : 0;
-}
-
-/* Seconds a frame, from the line with which a run ends: "NAME: 24 frames of 128 x 128, 4.0 s". */
+/* Seconds a frame, from the line with which a run ends: "NAME: 24 frames of 128 x 128, 4.0 s". NAME may hold colons, so
+ * every one is tried; of several runs in a file the last counts. */
 static double read_cost(const char *path)
 {
     char line[4096];
@@ -2938,14 +2965,14 @@ static double read_cost(const char *path)
         for (const char *at = line; (at = strstr(at, ": ")) != NULL; at += 2)
             if (sscanf(at, ": %lld frame%*[s] of %*d x %*d, %lf s", &frames, &seconds) == 2 && frames > 0)
                 cost = seconds / (double)frames;
-    if (!f || ferror(f) || isnan(cost))
-        die(BAD_INPUT, "--log: %s: got no line as \"x.y4m: 24 frames of 128 x 128, 4.0 s\", expected the standard error "
-            "of a run", path);
+    NEED(f && !ferror(f) && !isnan(cost), "--log: %s: got no line as \"x.y4m: 24 frames of 128 x 128, 4.0 s\", "
+         "expected the standard error of a run", path);
     fclose(f);
     return cost;
 }
 
-/* The camera's word: it goes where the content does not. Static below 1/640 of the shorter side a frame, 0.2 of 128. */
+/* The camera's word: it goes where the content does not, so that content moving right (x > 0) means left, and content
+ * moving down (y > 0) up. Static below 1/640 of the shorter side a frame, 0.2 pixels of 128. */
 static const char *camera_word(double x, double y, int64_t w, int64_t h)
 {
     double still = (double)(w < h ? w : h) / 640;
@@ -2954,28 +2981,26 @@ static const char *camera_word(double x, double y, int64_t w, int64_t h)
     return fabs(x) >= fabs(y) ? x > 0 ? "left" : "right" : y > 0 ? "up" : "down";
 }
 
-/* ruyi measure CLIP: the table, or JSON with the same keys. */
+/* ruyi measure CLIP: the table, or JSON with the same keys. What cannot be had without an option (a picture to compare
+ * with, the log) is NAN: no row, and null in JSON, so that every document has the same keys. */
 static void command_measure(job *j)
 {
     film v = read_film(j);
-    if (v.frames < 2 || v.w < BLOCK || v.h < BLOCK)
-        die(BAD_INPUT, "%s: got %lld frames of %lld x %lld, expected at least 2 of 16 x 16", j->files[0], ll(v.frames),
-            ll(v.w), ll(v.h));
-    looks *list = look_at(&v), mean = mean_looks(list, 0, v.frames);
-    double *drift = allocate((size_t)v.frames, sizeof *drift), most = 0, flicker = 0;
-    double start[2] = { NAN, NAN }, end[2] = { NAN, NAN };
+    NEED(v.frames >= 2 && v.w >= BLOCK && v.h >= BLOCK, "%s: got %lld frames of %lld x %lld, expected at least 2 of "
+         "16 x 16", j->files[0], ll(v.frames), ll(v.w), ll(v.h));
+    looks *list = look_at(&v), mean = mean_looks(list, 0, v.frames), *first = list, *last = list + v.frames - 1;
+    double start[2] = { NAN, NAN }, end[2] = { NAN, NAN }, drift = 0, flicker = 0, x = mean.move[0], y = mean.move[1];
     int64_t worst = 0;
     if (j->starts)
         measure_likeness(&v, 0, j->start[0], start);
     if (j->ends)
         measure_likeness(&v, v.frames - 1, j->end[0], end);
-    match_colours(&v, list, v.rgb, drift);      /* the last that is done with the frames: it changes them */
+    match_colours(&v, list, v.rgb);     /* the last that is done with the frames: it changes them */
     for (int64_t t = 1; t < v.frames; t++) {
-        most = fmax(most, drift[t]);
-        flicker += luma_jump(list, t, v.frames) / (double)(v.frames > 2 ? v.frames - 2 : 1);
-        worst = luma_jump(list, t, v.frames) > luma_jump(list, worst, v.frames) ? t : worst;
+        drift = fmax(drift, list[t].drift);
+        flicker += list[t].jump / (double)(v.frames > 2 ? v.frames - 2 : 1);
+        worst = list[t].jump > list[worst].jump ? t : worst;
     }
-    double x = mean.move[0], y = mean.move[1], first = list[0].sharp, last = list[v.frames - 1].sharp;
     const struct { const char *key; double value; int digits; const char *text; } rows[] = {
         { "frames", (double)v.frames, 0, "frames" },
         { "width", (double)v.w, 0, "pixels" },
@@ -2984,13 +3009,13 @@ static void command_measure(job *j)
         { "content_right", x, 3, "pixels a frame: the content moves against the camera" },
         { "content_down", y, 3, "pixels a frame" },
         { "motion", mean.outside, 3, "pixels a frame beside the camera's: things, and layers of other depth" },
-        { "colour_drift", most, 3, "levels of 255: largest distance of the background's colour from frame 0's" },
-        { "colour_end", drift[v.frames - 1], 3, "levels: that of the last frame" },
+        { "colour_drift", drift, 3, "levels of 255: largest distance of the background's colour from frame 0's" },
+        { "colour_end", last->drift, 3, "levels: that of the last frame" },
         { "flicker", flicker, 3, "levels: mean distance of a frame's luma from its neighbours' mean" },
-        { "flicker_worst", luma_jump(list, worst, v.frames), 3, "levels: the largest" },
+        { "flicker_worst", list[worst].jump, 3, "levels: the largest" },
         { "flicker_frame", (double)worst, 0, "where that is" },
         { "sharpness", mean.sharp, 3, "levels from pixel to pixel" },
-        { "sharpness_end", first > 0 ? last / first : 1, 3, "last frame, over the first" },
+        { "sharpness_end", first->sharp > 0 ? last->sharp / first->sharp : 1, 3, "last frame, over the first" },
         { "start_psnr", start[0], 2, "dB: first frame and start picture" },
         { "start_ssim", start[1], 4, "1: the same" },
         { "end_psnr", end[0], 2, "dB: last frame and end picture" },
@@ -3008,7 +3033,6 @@ static void command_measure(job *j)
             printf("%-16s %9.*f   %s\n", rows[i].key, rows[i].digits, rows[i].value, rows[i].text);
     if (j->json)
         printf("\n}\n");
-    free(drift);
     free(list);
     free(v.rgb);
 }
@@ -3761,36 +3785,44 @@ static void command_tour(job *j)
  *
  * Opens a model as a run would, so that whatever a run would refuse is refused here, and prints on standard output what
  * the configuration says, which of its fields nothing reads, the files, and the memory of a planned run. With -v every
- * tensor.
+ * tensor. What is printed is what was read, after defaults: a field that the JSON leaves out shows with its value, and
+ * one that nothing here reads is named, since a model that depends on it would not be what it seems:
+ *
+ *     vae: channels 16 32 48 48, 1 layers a block, 8 norm groups, 16 latent channels, 1/8 in space, ...
+ *       not read: _class_name _diffusers_version num_attention_heads upcast_vae (weights/ruyi-tiny/vae/config.json)
+ *       weights/ruyi-tiny/vae/diffusion_pytorch_model.safetensors: 148 tensors, 1.512 M parameters, 3.0 MB
  */
 
-/* A file's totals, after its tensors, "  TYPE [shape]  name", where `list`. Megabytes are 10^6 bytes, as everywhere. */
-static void print_file(const safetensors *f, bool list)
-{
-    uint64_t count = 0;
-    for (int64_t i = 0; i < f->count; i++) {
-        const st_tensor *t = &f->tensors[i];
-        count += t->count;
-        if (!list)
-            continue;
-        printf("  %-8s [", dtype_name[t->type]);
-        for (int k = 0; k < t->ndim; k++)
-            printf("%s%" PRId64, k ? ", " : "", t->dim[k]);
-        printf("]  %s\n", t->name);
-    }
-    printf("  %s: %lld tensors, %.3f M parameters, %.1f MB\n", f->path, ll(f->count), (double)count / 1e6,
-           (double)f->size / 1e6);
-}
-
-/* One file, or all shards. */
+/* Of every file its totals, after its tensors, where `list`. Megabytes are 10^6 bytes, as everywhere.
+ *
+ *       F32      [16, 1, 16, 16]  latents
+ *       l.safetensors: 1 tensors, 0.004 M parameters, 0.0 MB
+ */
 static void print_weights(const weights *w, bool list)
 {
-    for (int i = 0; i < w->nfiles; i++)
-        print_file(w->files[i], list);
+    for (int i = 0; i < w->nfiles; i++) {
+        const safetensors *f = w->files[i];
+        uint64_t count = 0;
+        for (const st_tensor *t = f->tensors; t < f->tensors + f->count; t++) {
+            count += t->count;
+            if (!list)
+                continue;
+            printf("  %-8s [", dtype_name[t->type]);
+            for (int k = 0; k < t->ndim; k++)
+                printf("%s%" PRId64, k ? ", " : "", t->dim[k]);
+            printf("]  %s\n", t->name);
+        }
+        printf("  %s: %lld tensors, %.3f M parameters, %.1f MB\n", f->path, ll(f->count), (double)count / 1e6,
+               (double)f->size / 1e6);
+    }
 }
 
-/* The line says what decides the VAE's results and its memory: the slices are those of the first of its modes that the
- * configuration switches on, and a mid block of one layer has no attention, whatever its type says. */
+/* What decides the VAE's results and its memory: the slices are those of the first of its modes that the configuration
+ * switches on, and a mid block of one layer has no attention, whatever its type says.
+ *
+ *     channels    of the levels, ch * ch_mult: each but the last halves height and width
+ *     slices      as many frames go through the encoder, and latent frames through the decoder, at a time
+ */
 static void info_vae(const job *j)
 {
     static const char *const modes[] = { "cache_compression", "slice_compression", "slice_mag", "none" };
@@ -3809,54 +3841,45 @@ static void info_vae(const job *j)
     print_weights(vae_weights(j->vae), j->verbose);
 }
 
-/* Two files configure the tower: config.json its layers, preprocessor_config.json what becomes of a picture before. */
-static void info_clip(const job *j)
+/* All other parts of a model, in the order of a call. The transformer: learn_sigma doubles the channels out; a third of
+ * the channels in are the latents, the rest is given (inpaint_latents). Two files configure the image tower:
+ * config.json its layers, preprocessor_config.json what becomes of a picture before. The schedule is what the
+ * --scheduler's class makes of its file: defaults differ between classes. At last, what a generation of this size and
+ * length would need. Mapped weights are the file cache's: they are read from disk and may be dropped again, so a
+ * machine with less memory is slow rather than unable. */
+static void info_model(const job *j)
 {
+    const dit_config *d = dit_settings(j->dit);
     const clip_config *c = clip_settings(j->clip);
+    const sched_config *s = &j->sched;
+    printf("transformer: D %lld = %lld heads x %lld, %lld blocks, MLP %lld, patch %lld, %lld channels in, %lld out, "
+           "text %lld + %lld tokens of %lld (T5 %lld), %lld image queries\n",
+           ll(d->hidden_size), ll(d->num_attention_heads), ll(d->attention_head_dim), ll(d->num_layers), ll(d->inner),
+           ll(d->patch_size), ll(d->in_channels), ll(d->out_channels), ll(d->text_len), ll(d->text_len_t5),
+           ll(d->cross_attention_dim), ll(d->cross_attention_dim_t5), ll(d->n_query));
+    config_print_unread(d->file);
+    print_weights(dit_weights(j->dit), j->verbose);
+    info_vae(j);
     printf("image_encoder: %lld x %lld pixels in patches of %lld, width %lld, %lld layers, %lld heads, MLP %lld, %s\n",
            ll(c->image_size), ll(c->image_size), ll(c->patch_size), ll(c->hidden_size), ll(c->num_hidden_layers),
            ll(c->num_attention_heads), ll(c->intermediate_size), c->hidden_act == QUICK_GELU ? "quick_gelu" : "gelu");
     config_print_unread(c->file);
     config_print_unread(c->preprocessor);
     print_weights(clip_weights(j->clip), j->verbose);
-}
-
-/* learn_sigma doubles the channels out; a third of the channels in are the latents, the rest is given
- * (inpaint_latents). */
-static void info_dit(const job *j)
-{
-    const dit_config *c = dit_settings(j->dit);
-    printf("transformer: D %lld = %lld heads x %lld, %lld blocks, MLP %lld, patch %lld, %lld channels in, %lld out, "
-           "text %lld + %lld tokens of %lld (T5 %lld), %lld image queries\n",
-           ll(c->hidden_size), ll(c->num_attention_heads), ll(c->attention_head_dim), ll(c->num_layers), ll(c->inner),
-           ll(c->patch_size), ll(c->in_channels), ll(c->out_channels), ll(c->text_len), ll(c->text_len_t5),
-           ll(c->cross_attention_dim), ll(c->cross_attention_dim_t5), ll(c->n_query));
-    config_print_unread(c->file);
-    print_weights(dit_weights(j->dit), j->verbose);
-}
-
-/* The schedule as the --scheduler's class reads it: defaults differ between classes. */
-static void info_scheduler(const job *j)
-{
-    const sched_config *c = &j->sched;
-    printf("scheduler: %s, %lld timesteps, betas %s %g to %g, %s, %s spacing, offset %lld\n", sched_names[c->type],
-           ll(c->num_train_timesteps), c->trained_betas ? "trained" : c->beta_schedule, c->beta_start, c->beta_end,
-           predictions[c->prediction_type], spacings[c->timestep_spacing], ll(c->steps_offset));
-    config_print_unread(c->file);
-}
-
-/* What a generation of this size and length would need, written as Y4M. Mapped weights are the file cache's: they are
- * read from disk and may be dropped again, so a machine with less memory is slow rather than unable. */
-static void info_plan(const job *j)
-{
+    printf("scheduler: %s, %lld timesteps, betas %s %g to %g, %s, %s spacing, offset %lld\n", sched_names[s->type],
+           ll(s->num_train_timesteps), s->trained_betas ? "trained" : s->beta_schedule, s->beta_start, s->beta_end,
+           predictions[s->prediction_type], spacings[s->timestep_spacing], ll(s->steps_offset));
+    config_print_unread(s->file);
+    printf("embeddings:\n");
+    print_weights(j->embeddings, j->verbose);
     run_plan p = plan(j, flow_generate);
-    survey(j, &p);
     calibrate(j, &p);
-    p.disk = 1.5 * (double)(p.out.clip.frames * p.out.clip.w * p.out.clip.h);
+    p.disk = 1.5 * (double)(p.out.clip.frames * p.out.clip.w * p.out.clip.h);   /* as Y4M */
     print_plan(stdout, j, &p);
 }
 
-/* A black picture stands for the one that a run would have. */
+/* A black picture stands for the one that a run would have, where there is none: what a run costs depends on whether
+ * there is a picture, not on what is in it. */
 static void give_blank(job *j)
 {
     if (j->starts)
@@ -3866,8 +3889,9 @@ static void give_blank(job *j)
     j->start[0] = (image){ 512, 512, allocate(3 * 512 * 512, 1) };
 }
 
-/* --check: every number of every component that is open, and every row that --camera and --motion can ask for. Returns
- * how many tensors are at fault. */
+/* --check: every number of every component that is open, and every row that --camera and --motion can ask for: those
+ * are bound when they are asked for, so that asking for all of them finds the misshapen. Returns how many tensors are
+ * at fault; each has told its line. */
 static int64_t check_weights(const job *j)
 {
     const weights *all[4];
@@ -3880,31 +3904,26 @@ static int64_t check_weights(const job *j)
     return found;
 }
 
-/* A file, a whole model, or a folder with a VAE alone. */
+/* ruyi info: a file, a whole model, or a folder with a VAE alone, as it is studied by encode and decode. A whole model
+ * is opened as for a run, without that one's lines on standard error. */
 static void command_info(job *j)
 {
-    const char *path = j->model = j->nfiles ? j->files[0] : j->model;
-    need(path, "info", "a model folder or a .safetensors file");
-    safetensors *file = ends_with(path, ".safetensors") ? safetensors_open(path) : NULL;
+    j->model = j->nfiles ? j->files[0] : j->model;
+    require(j->model, "info", "a model folder or a .safetensors file");
+    safetensors *file = ends_with(j->model, ".safetensors") ? safetensors_open(j->model) : NULL;
+    bool whole = !file && file_exists(inside(j, "model_index.json"));
+    NEED(file || whole || file_exists(inside(j, "vae")), "%s: got neither a .safetensors file nor a folder with "
+         "model_index.json or vae/; give a model folder", j->model);
     j->quiet = true;
     if (file) {
-        print_file(file, true);
-    } else if (file_exists(inside(j, "model_index.json"))) {
+        print_weights(&(weights){ .files = &file, .nfiles = 1 }, true);
+    } else if (whole) {
         give_blank(j);
         open_generate(j);
-        info_dit(j);
-        info_vae(j);
-        info_clip(j);
-        info_scheduler(j);
-        printf("embeddings:\n");
-        print_weights(j->embeddings, j->verbose);
-        info_plan(j);
-    } else if (file_exists(inside(j, "vae"))) {
+        info_model(j);
+    } else {
         open_vae(j, true, true);
         info_vae(j);
-    } else {
-        die(BAD_INPUT, "%s: got neither a .safetensors file nor a folder with model_index.json or vae/; give a model "
-            "folder", path);
     }
     if (j->check && (file ? safetensors_nonfinite(file) : check_weights(j)) > 0)
         j->code = BAD_INPUT;
@@ -3923,6 +3942,7 @@ static void command_info(job *j)
  * until it ends.
  */
 
+/* ruyi compare GOLDEN[:GLOB] MINE: all of it is io.c's. */
 static void command_compare(job *j)
 {
     j->code = compare(j->files[0], j->files[1], j->class, j->verbose, j->json);
@@ -3930,18 +3950,20 @@ static void command_compare(job *j)
 
 static int run_program(job *j, int argc, char **argv);
 
-/* Runs one case, in this process, from its folder. */
+/* Runs one case, in this process, from its folder. A golden case's args, in one line:
+ *
+ *     generate -m ../../models/tiny-a -i ../../pictures/100x75-01.ppm --frames 24 --size 64x48 --steps 5 --cfg 7 ...
+ *
+ * Words are separated by blanks, and none holds one. What check was given goes behind them: later options win. */
 static int check_case(const job *j, const char *folder)
 {
     static job one;         /* static like main's, which stays as it is */
-    char line[4096] = "", *argv[128] = { (char *)"ruyi" }, *path = text_of("%s/args", folder);
+    char line[4096] = "", *argv[128] = { (char *)"ruyi" };
     int argc = 1;
-    FILE *f = fopen(path, "r");
-    if (!f || !fgets(line, sizeof line - 256, f) || chdir(folder))
-        die(BAD_INPUT, "%s: got no case there, expected a folder with args and expected.safetensors; for another run "
-            "give its command line with --check", folder);
+    FILE *f = chdir(folder) == 0 ? fopen("args", "r") : NULL;
+    NEED(f && fgets(line, sizeof line - 256, f), "%s: got no case there, expected a folder with "
+         "args and expected.safetensors; for another run give its command line with --check", folder);
     fclose(f);
-    free(path);
     snprintf(line + strlen(line), 256, " -q --check expected.safetensors%s%s%s%s", j->verbose ? " -v" : "",
              j->json ? " --json" : "", j->class ? " --class " : "", j->class ? j->class : "");
     for (char *word = strtok(line, " \n"); word && argc < 128; word = strtok(NULL, " \n"))
@@ -3949,7 +3971,8 @@ static int check_case(const job *j, const char *folder)
     return run_program(&one, argc, argv);
 }
 
-/* ruyi check CASE ...: the worst exit code of all. */
+/* ruyi check CASE ...: the worst exit code of all. What is printed is flushed before the fork, or both processes would
+ * print it. A child that was killed has no exit code: that is the system's. */
 static void command_check(job *j)
 {
     int failed = 0;
@@ -3958,14 +3981,11 @@ static void command_check(job *j)
             printf("%s: ", j->files[i]);
         fflush(stdout);
         pid_t child = fork();
-        if (child < 0)
-            die(SYSTEM_ERROR, "check: a new process: %s", strerror(errno));
+        MUST(child >= 0, "check: a new process: %s", strerror(errno));
         if (child == 0)
             exit(check_case(j, j->files[i]));
-        int status = 0;
-        while (waitpid(child, &status, 0) < 0 && errno == EINTR)
-            ;
-        int code = WIFEXITED(status) ? WEXITSTATUS(status) : SYSTEM_ERROR;
+        int status;
+        int code = waitpid(child, &status, 0) == child && WIFEXITED(status) ? WEXITSTATUS(status) : SYSTEM_ERROR;
         failed += code != DONE;
         j->code = code > j->code ? code : j->code;
     }
@@ -3976,14 +3996,20 @@ static void command_check(job *j)
 /* ---------------------------------------------------------------- commands: bench
  *
  * A case is its name: a kind below, and numbers after it. One line each on standard output: name, median, minimum,
- * maximum in seconds, and GFLOP as the kernels count them (a multiply and an add are 2).
+ * maximum in seconds, and GFLOP as the kernels count them (a multiply and an add are 2):
+ *
+ *     generate.tiny   5.5080  5.4938  5.5646  317.7
+ *
+ * Fields are separated by tabs, for awk and cut. GFLOP over seconds is the rate, and that over the rate of `peak`,
+ * which moves no data at all, is how much of the machine a kernel uses. The minimum is what the machine can do, the
+ * median what it does; a maximum far from both says that somebody else was using it.
  */
 typedef struct {
     arena a;
     int64_t n[4];               /* the numbers in the name */
     workload load;
     void *block;                /* what vae.c or dit.c set up */
-    const job *job;
+    job *job;
 } bench;
 
 static void open_linear(bench *b) { b->load = workload_new(&b->a, LINEAR, F32, b->n); }
@@ -3998,7 +4024,23 @@ static void run_resblock(bench *b) { bench_resblock(b->block); }
 static void run_block(bench *b) { bench_block(b->block); }
 static void run_peak(bench *b) { b->a.work[LINEAR] += burn_peak(&b->a); }
 
-/* Kernels leave their arena as they found it; a generation is reset by hand, since caches grow from the high end. */
+/* The embedded model, one second of 128 x 128 from a black picture, in an arena of its own size. */
+static void open_tiny(bench *b)
+{
+    job *j = b->job;
+    j->model = j->model ? j->model : "weights/ruyi-tiny";
+    j->width = j->height = 128;
+    j->frames = 24;
+    j->quiet = true;
+    give_blank(j);
+    open_generate(j);
+    fit_pictures(j);
+    arena_free(&b->a);
+    b->a = arena_new(plan(j, flow_generate).bytes);
+}
+
+/* Kernels leave their arena as they found it; a generation is reset by hand, since caches grow from the high end, which
+ * nobody resets who runs once. */
 static void run_generate(bench *b)
 {
     run r = run_of(b->job, &b->a);
@@ -4017,10 +4059,11 @@ static const struct { const char *name; int numbers, unit; void (*begin)(bench *
     { "resblock", 4, 32, open_resblock, run_resblock },         /* C.TxHxW, in 32 norm groups */
     { "dit_block", 1, 1, open_block, run_block },               /* N tokens, the published size, one guidance row */
     { "peak", 0, 1, NULL, run_peak },                   /* multiply-adds in registers: the machine */
-    { "generate.tiny", 0, 1, NULL, run_generate },
+    { "generate.tiny", 0, 1, open_tiny, run_generate },
 };
 
-/* The kind whose form a name has; reads its numbers into n. Dies where it has none. */
+/* The kind whose form a name has; reads its numbers into n. Dies where it has none. A kind's name may begin another's
+ * (linear, linear_bf16); what follows then is no number. */
 static int bench_kind(const char *name, int64_t n[4])
 {
     for (int i = 0; i < (int)(sizeof bench_kinds / sizeof *bench_kinds); i++) {
@@ -4035,47 +4078,15 @@ static int bench_kind(const char *name, int64_t n[4])
     die(BAD_INPUT, "bench: got %s, expected a case like linear.1536x2816x2816; ruyi bench alone runs them all", name);
 }
 
-/* Once to warm up, then five times. */
-static void bench_case(const job *j, const char *name, size_t bytes)
+/* The cases named, or all. The sizes are those of the published model: D 2816, inner 12288, 1536 tokens are one frame's
+ * latents of 512 x 768 in patches of 2, 333 = 77 + 256 text tokens; the VAE's levels of 128, 256 and 512 channels.
+ *
+ * Each runs once to warm up, then five times: the first call touches memory that the system has not given yet. A
+ * gigabyte holds the largest kernel. What a call has done is the difference of the arena's counts. */
+static void command_bench(job *j)
 {
     enum { ROUNDS = 5 };
     static const double one[WORKS] = { 1, 1, 1 };
-    bench b = { .a = arena_new(bytes), .job = j };
-    int kind = bench_kind(name, b.n);
-    double times[ROUNDS], work = 0;
-    if (bench_kinds[kind].begin)
-        bench_kinds[kind].begin(&b);
-    bench_kinds[kind].run(&b);
-    for (int i = 0; i < ROUNDS; i++) {
-        double start = now(), before = work_seconds(one, b.a.work);
-        bench_kinds[kind].run(&b);
-        times[i] = now() - start;
-        work = work_seconds(one, b.a.work) - before;
-    }
-    qsort(times, ROUNDS, sizeof *times, by_size);
-    printf("%s\t%.4f\t%.4f\t%.4f\t%.1f\n", name, times[ROUNDS / 2], times[0], times[ROUNDS - 1], work / 1e9);
-    fflush(stdout);
-    arena_free(&b.a);
-}
-
-/* The embedded model, one second of 128 x 128 from a black picture; returns the bytes it needs. */
-static size_t open_tiny(job *j)
-{
-    j->model = j->model ? j->model : "weights/ruyi-tiny";
-    j->width = j->height = 128;
-    j->sized = j->quiet = true;
-    j->frames = 24;
-    give_blank(j);
-    open_generate(j);
-    fit_pictures(j);
-    return plan(j, flow_generate).bytes;
-}
-
-/* The cases named, or all. The sizes are those of the published model: D 2816, inner 12288, 1536 tokens are one frame's
- * latents of 512 x 768 in patches of 2, 333 = 77 + 256 text tokens; the VAE's levels of 128, 256 and 512 channels. A
- * gigabyte holds the largest. */
-static void command_bench(job *j)
-{
     static const char *const all[] = {
         "peak", "linear.1536x2816x2816", "linear_bf16.1536x2816x2816", "linear.1536x12288x2816",
         "linear.1536x2816x12288", "linear.333x2816x1024", "attention.32x1536x1536x88", "attention.8x3456x3456x88",
@@ -4083,16 +4094,41 @@ static void command_bench(job *j)
         "generate.tiny",
     };
     int count = j->nfiles ? j->nfiles : (int)(sizeof all / sizeof *all);
-    const char *const *names = j->nfiles ? j->files : all;
-    for (int i = 0; i < count; i++)
-        bench_case(j, names[i], !strcmp(names[i], "generate.tiny") ? open_tiny(j) : (size_t)1 << 30);
+    for (const char *const *name = j->nfiles ? j->files : all; count > 0; count--, name++) {
+        bench b = { .a = arena_new((size_t)1 << 30), .job = j };
+        int kind = bench_kind(*name, b.n);
+        double times[ROUNDS], work = 0;
+        if (bench_kinds[kind].begin)
+            bench_kinds[kind].begin(&b);
+        bench_kinds[kind].run(&b);
+        for (int i = 0; i < ROUNDS; i++) {
+            double start = now(), before = work_seconds(one, b.a.work);
+            bench_kinds[kind].run(&b);
+            times[i] = now() - start;
+            work = work_seconds(one, b.a.work) - before;
+        }
+        qsort(times, ROUNDS, sizeof *times, by_size);
+        printf("%s\t%.4f\t%.4f\t%.4f\t%.1f\n", *name, times[ROUNDS / 2], times[0], times[ROUNDS - 1], work / 1e9);
+        fflush(stdout);
+        arena_free(&b.a);
+    }
 }
 
 /* ---------------------------------------------------------------- options: values
  *
  * An option's row in the table below says who reads its value, and into which field of the job. Every reader takes that
- * row and the text, and stores a value within its limits or dies with name, got and expected. strtoll and strtod alone
+ * row and the text, and stores a value within its limits or dies with name, got and expected. strtoull and strtod alone
  * take more than is written here (white space, hexadecimal, inf), hence strspn.
+ *
+ *     --size              WIDTHxHEIGHT                            128x96
+ *     --teacache          THRESHOLD[,START,END]                   0.1,3,1
+ *     --enhance-a-video   WEIGHT[,START,END]                      1,0,0
+ *     --fp8               lite|strong|extreme[:e4m3|e5m2]         lite:e5m2
+ *     --rng               cpu|cuda:SMSxTHREADS[:f32|bf16]         cuda:128x1536:f32
+ *     --vae-tiling        none|encoder|decoder|both[,SIZE[,OVERLAP]]      both,256,0.25
+ *     --lora              FILE[:WEIGHT]                           style.safetensors:0.8
+ *     --image, --end      FILE[:FRAMES]                           clip.y4m:-5..
+ *     --key               FRAMES                                  8..12
  */
 
 typedef struct option {
@@ -4101,10 +4137,10 @@ typedef struct option {
     const char *value;          /* what --help calls it; NULL: a flag */
     unsigned commands;          /* a bit for each that takes it */
     void (*take)(job *j, const struct option *o, const char *text);    /* the value into the job */
-    size_t at;                  /* offset of what it sets, in the job or in its hooks */
+    size_t at;                  /* offset of what it sets in the job */
     const char *help;           /* %s: the words */
     const char *initial;        /* the value without the option; NULL: zero */
-    int64_t least, most;        /* limits of a whole number */
+    double least, most;         /* limits of a whole number */
     const char *const *words; size_t count;     /* the value is one of these */
 } option;
 
@@ -4112,25 +4148,29 @@ static void *field(job *j, const option *o) { return (char *)j + o->at; }
 static void read_text(job *j, const option *o, const char *text) { *(const char **)field(j, o) = text; }
 static void read_flag(job *j, const option *o, const char *text) { *(bool *)field(j, o) = !*text; }
 
-/* Digits with a sign, nothing else, from `least` to `most`. */
-static int64_t whole_of(const option *o, const char *text, int64_t least, int64_t most)
-{
-    char *end;
-    errno = 0;
-    long long n = strtoll(text, &end, 10);
-    if (strspn(text, "-0123456789") != strlen(text) || end == text || *end || errno || n < least || n > most)
-        die(BAD_INPUT, "--%s: got %s, expected a whole number from %lld to %lld", o->name, text, ll(least), ll(most));
-    return n;
-}
-
-/* A decimal number of at most a million, which no option comes near: far beyond it float32 overflows in the middle of a
- * run. A point is the separator in every locale, since main sets none. */
-static double decimal_of(const option *o, const char *text)
+/* The number that a text of these letters is; NAN: it is none. A point is the separator in every locale, since main
+ * sets none. A double holds every whole number that an option may be but the seed. */
+static double parse_number(const char *text, const char *letters)
 {
     char *end;
     double x = strtod(text, &end);
-    if (strspn(text, "+-.0123456789eE") != strlen(text) || end == text || *end || !isfinite(x) || fabs(x) > 1e6)
-        die(BAD_INPUT, "--%s: got %s, expected a number from -1e6 to 1e6", o->name, text);
+    return strspn(text, letters) == strlen(text) && end > text && !*end ? x : NAN;
+}
+
+/* Digits with a sign, nothing else, from `least` to `most`, which no NAN is. */
+static int64_t whole_of(const option *o, const char *text, double least, double most)
+{
+    double x = parse_number(text, "-0123456789");
+    NEED(x >= least && x <= most, "--%s: got %s, expected a whole number from %.0f to %.0f", o->name, text, least,
+         most);
+    return (int64_t)x;
+}
+
+/* A million is far beyond what any option is for, and float32 overflows in the middle of a run when it is much more. */
+static double decimal_of(const option *o, const char *text)
+{
+    double x = parse_number(text, "+-.0123456789eE");
+    NEED(fabs(x) <= 1e6, "--%s: got %s, expected a number from -1e6 to 1e6", o->name, text);
     return x;
 }
 
@@ -4141,89 +4181,88 @@ static void read_whole(job *j, const option *o, const char *text)
     *(int64_t *)field(j, o) = whole_of(o, text, o->least, o->most);
 }
 
-/* The words with a blank between them, in room. */
-static const char *list_words(char room[REASON], const char *const *words, size_t count)
+/* The words with a blank between them, to be freed; NULL of none. For --help and for messages. */
+static char *list_words(const char *const *words, size_t count)
 {
-    room[0] = 0;
-    for (size_t i = 0, n = 0; i < count; i++)
-        n += (size_t)snprintf(room + n, REASON - n, "%s%s", i ? " " : "", words[i]);
-    return room;
+    string list = { 0 };
+    for (size_t i = 0; i < count; i++)
+        print_to(&list, "%s%s", i ? " " : "", words[i]);
+    return list.text;
 }
 
-/* The place of a word in a list. */
+/* The place of a word in a list; dies with the nearest one, and all of them. */
 static int choice(const option *o, const char *text, const char *const *words, size_t count)
 {
-    char room[REASON];
     int place = place_of(text, words, (int)count);
-    if (place < 0)
-        die(BAD_INPUT, "--%s: got %s; did you mean %s? (%s)", o->name, text, nearest_word(text, words, (int)count),
-            list_words(room, words, count));
+    NEED(place >= 0, "--%s: got %s; did you mean %s? (%s)", o->name, text, nearest_word(text, words, (int)count),
+         list_words(words, count));
     return place;
 }
 
+/* The scheduler is kept as its place, a camera and a motion as words: the key of their control row is made of them. */
 static int word_of(const option *o, const char *text) { return choice(o, text, o->words, o->count); }
 static void read_scheduler(job *j, const option *o, const char *text) { j->scheduler = (sched_type)word_of(o, text); }
 
 static void read_word(job *j, const option *o, const char *s) { *(const char **)field(j, o) = o->words[word_of(o, s)]; }
 
-/* All 64 bits count, though the generator is seeded with the low 32, as torch's is. */
+/* All 64 bits count, though the generator is seeded with the low 32, as torch's is: on a GPU they are the key. strtoull
+ * takes a sign and turns it round; digits alone are let through. */
 static void read_seed(job *j, const option *o, const char *text)
 {
     char *end;
     errno = 0;
     j->seed = strtoull(text, &end, 10);
-    if (strspn(text, "0123456789") != strlen(text) || end == text || errno)
-        die(BAD_INPUT, "--%s: got %s, expected a whole number from 0 to 18446744073709551615", o->name, text);
+    NEED(strspn(text, "0123456789") == strlen(text) && end > text && !errno, "--%s: got %s, expected a whole number "
+         "from 0 to 18446744073709551615", o->name, text);
 }
 
 static const char *const fp8_types[] = { "e4m3", "e5m2" }, *const rng_types[] = { "f32", "bf16" };
 static const char *const tiling_words[] = { "none", "encoder", "decoder", "both" };
 
-/* A value of several parts: each of `marks` that is found, in this order, ends one. */
+/* A value of several parts. 31 letters are more than any number or word that a part may be; what is longer is refused
+ * with the form that the help shows. */
 typedef struct { int count; char part[4][32]; } parts;
 
+/* Each of `marks` that is found, in this order, ends a part: "cuda:128x1536" by ":x:" is cuda, 128 and 1536. A later
+ * mark is not looked for where an earlier one is missing. */
 static parts take_apart(const option *o, const char *text, const char *marks)
 {
     parts p = { 0 };
     for (const char *found = text; found; text = found + 1) {
         found = *marks ? strchr(text, *marks++) : NULL;
         size_t length = found ? (size_t)(found - text) : strlen(text);
-        if (length >= sizeof *p.part)
-            die(BAD_INPUT, "--%s: got %s, expected %s", o->name, text, o->value);
+        NEED(length < sizeof *p.part, "--%s: got %s, expected %s", o->name, text, o->value);
         memcpy(p.part[p.count++], text, length);
     }
     return p;
 }
 
-/* WIDTHxHEIGHT in pixels, as pictures are called; the public code's video_size is [height, width]. */
+/* WIDTHxHEIGHT in pixels, as pictures are called; the public code's video_size is [height, width]. Sides of 16 pixels
+ * are one patch of the published model; check_model asks for more where a model's patches are larger. */
 static void read_size(job *j, const option *o, const char *text)
 {
     parts p = take_apart(o, text, "x");
-    if (p.count < 2)
-        die(BAD_INPUT, "--%s: got %s, expected WIDTHxHEIGHT", o->name, text);
+    NEED(p.count == 2, "--%s: got %s, expected WIDTHxHEIGHT", o->name, text);
     j->width = whole_of(o, p.part[0], 16, 65536);
     j->height = whole_of(o, p.part[1], 16, 65536);
-    if (j->width % 16 || j->height % 16)
-        die(BAD_INPUT, "--%s: got %s, expected multiples of 16", o->name, text);
-    j->sized = true;
+    NEED(j->width % 16 == 0 && j->height % 16 == 0, "--%s: got %s, expected multiples of 16", o->name, text);
 }
 
 /* X[,START,END] of --teacache or --enhance-a-video: a threshold or weight, and how many first and last calls are left
- * out; negative counts are 0, as the public code takes them. */
+ * out; negative counts are 0, as the public code takes them. Without them the initial values of the job hold. */
 static void read_calls(job *j, const option *o, const char *text)
 {
     bool tea = o->at == offsetof(job, tea_threshold);
     int64_t *counts[] = { tea ? &j->tea_start : &j->enhance_start, tea ? &j->tea_end : &j->enhance_end };
     parts p = take_apart(o, text, ",,");
-    if (p.count == 2)
-        die(BAD_INPUT, "--%s: got %s, expected one number or three: X,START,END", o->name, text);
+    NEED(p.count != 2, "--%s: got %s, expected one number or three: X,START,END", o->name, text);
     *(double *)field(j, o) = decimal_of(o, p.part[0]);
     for (int i = 0; i < p.count - 1; i++)
         *counts[i] = within(whole_of(o, p.part[i + 1], INT_MIN, INT_MAX), INT_MAX);
     j->enhance |= !tea;
 }
 
-/* MODE[:TYPE]. */
+/* MODE[:TYPE]: e4m3 has three bits of fraction and reaches 448, e5m2 two and reaches 57344. */
 static void read_fp8(job *j, const option *o, const char *text)
 {
     parts p = take_apart(o, text, ":");
@@ -4231,22 +4270,24 @@ static void read_fp8(job *j, const option *o, const char *text)
     j->fp8_type = p.count > 1 && choice(o, p.part[1], fp8_types, 2) ? F8_E5M2 : F8_E4M3;
 }
 
-/* cpu or cuda:SMSxTHREADS[:f32|bf16]. */
+/* cpu or cuda:SMSxTHREADS[:f32|bf16]. On a GPU torch hands every thread its own share of the numbers, so that they
+ * depend on how many threads there are: multiprocessors times what one of them holds. In bf16, a pipeline's usual type,
+ * every number is rounded. */
 static void read_rng(job *j, const option *o, const char *text)
 {
     parts p = take_apart(o, text, ":x:");
     j->rng = (rng){ 0 };
     if (!strcmp(text, "cpu"))
         return;
-    if (strcmp(p.part[0], "cuda") || p.count < 3)
-        die(BAD_INPUT, "--%s: got %s, expected cpu or cuda:SMSxTHREADS[:f32|bf16], such as cuda:128x1536", o->name,
-            text);
+    NEED(!strcmp(p.part[0], "cuda") && p.count >= 3, "--%s: got %s, expected cpu or cuda:SMSxTHREADS[:f32|bf16], such "
+         "as cuda:128x1536", o->name, text);
     j->rng.sms = (int32_t)whole_of(o, p.part[1], 1, 65535);
     j->rng.threads = (int32_t)whole_of(o, p.part[2], 256, 65535);
     j->rng.bf16 = p.count < 4 || choice(o, p.part[3], rng_types, 2);
 }
 
-/* WHERE[,SIZE[,OVERLAP]]: the words are bits, 1 for the encoder and 2 for the decoder. */
+/* WHERE[,SIZE[,OVERLAP]]: the words are bits, 1 for the encoder and 2 for the decoder. What is left out is the model's,
+ * in vae_tiling's terms a size of 0 and an overlap below 0. */
 static void read_tiling(job *j, const option *o, const char *text)
 {
     parts p = take_apart(o, text, ",,");
@@ -4256,26 +4297,28 @@ static void read_tiling(job *j, const option *o, const char *text)
         j->tiling.size = whole_of(o, p.part[1], 1, 1 << 20);
     if (p.count > 2)
         j->tiling.overlap = decimal_of(o, p.part[2]);
-    if (p.count > 2 && !(j->tiling.overlap >= 0 && j->tiling.overlap < 1))
-        die(BAD_INPUT, "--%s: got an overlap of %s, expected 0 to less than 1", o->name, p.part[2]);
+    NEED(p.count < 3 || (j->tiling.overlap >= 0 && j->tiling.overlap < 1), "--%s: got an overlap of %s, expected 0 to "
+         "less than 1", o->name, p.part[2]);
 }
 
-/* FRAMES, as after the name of a clip. */
+/* FRAMES, as after the name of a clip. Which they are is known when the clip is: a place from the end is kept negative.
+ */
 static void read_key(job *j, const option *o, const char *text)
 {
-    if (!frames_parse(text, &j->key_first, &j->key_last))
-        die(BAD_INPUT, "--%s: got %s, expected frames as in -5.., 8..12 or 7", o->name, text);
-    j->key = true;
+    j->key = frames_parse(text, &j->key_first, &j->key_last);
+    NEED(j->key, "--%s: got %s, expected frames as in -5.., 8..12 or 7", o->name, text);
 }
 
-/* Dies where a repeatable option has filled its list. */
-static void need_room(const option *o, int count, int most)
+/* The next place in the list of a repeatable option, which holds `most`; dies where it is full. A list that cut off
+ * silently would be a run with other options than those that were given. */
+static int next_place(const option *o, int *count, int most)
 {
-    if (count >= most)
-        die(BAD_INPUT, "--%s: got more, expected at most %d; give fewer", o->name, most);
+    NEED(*count < most, "--%s: got more, expected at most %d; give fewer", o->name, most);
+    return (*count)++;
 }
 
-/* FILE[:WEIGHT]. A colon with no number after it belongs to the file's name. */
+/* FILE[:WEIGHT]. A colon with no number after it belongs to the file's name. Opened here, so that a wrong name is told
+ * before the model is looked at; several are added in their order. */
 static void read_lora(job *j, const option *o, const char *text)
 {
     const char *colon = strrchr(text, ':');
@@ -4283,73 +4326,63 @@ static void read_lora(job *j, const option *o, const char *text)
     double scale = colon && colon[1] ? strtod(colon + 1, &end) : 1;
     bool weighted = end && !*end && fabs(scale) <= 1e6;
     char *path = text_of("%.*s", weighted ? (int)(colon - text) : INT_MAX, text);
-    need_room(o, j->nloras, MAX_FILES);
-    j->loras[j->nloras] = safetensors_open(path);
-    j->lora_scales[j->nloras++] = weighted ? scale : 1;
+    int place = next_place(o, &j->nloras, MAX_FILES);
+    j->loras[place] = safetensors_open(path);
+    j->lora_scales[place] = weighted ? scale : 1;
     free(path);
 }
 
 /* All pictures that a name stands for, after those before them: a PPM may hold several, a pipe any number. encode takes
- * a picture a frame. */
+ * a picture a frame; clip and measure look at one. Standard input can be read once only. */
 static void read_pictures(job *j, const option *o, const char *name)
 {
     bool standard = name[0] == '-' && (!name[1] || name[1] == ':'), end = o->at == offsetof(job, end);
     int most = j->command == ENCODE ? MAX_PICTURES : j->command == CLIP || j->command == MEASURE ? 1 : MAX_GIVEN;
     int *count = end ? &j->ends : &j->starts;
     image *list = NULL;
-    if (standard && j->stdin_read)
-        die(BAD_INPUT, "--%s: got - twice, expected once; put all pictures into one stream", o->name);
-    need_room(o, *count, most);
+    NEED(!standard || !j->stdin_read, "--%s: got - twice, expected once; put all pictures into one stream", o->name);
+    int place = next_place(o, count, most);
     j->stdin_read |= standard;
-    int64_t found = images_read(name, most - *count, &list, 0);
-    memcpy((end ? j->end : j->start) + *count, list, (size_t)found * sizeof *list);
-    *count += (int)found;
+    int64_t found = images_read(name, most - place, &list, 0);
+    memcpy((end ? j->end : j->start) + place, list, (size_t)found * sizeof *list);
+    *count = place + (int)found;
     free(list);
 }
 
-/* The hooks of the job, from the first option on that wants some. */
-static hooks *hooks_of(job *j)
-{
-    if (!j->hooks)
-        j->hooks = allocate(1, sizeof *j->hooks);
-    j->hooks->filters = j->filters;
-    j->hooks->given = j->injections;
-    return j->hooks;
-}
-
-static void read_hook(job *j, const option *o, const char *s) { *(const char **)((char *)hooks_of(j) + o->at) = s; }
-
 static void read_filter(job *j, const option *o, const char *text)
 {
-    hooks *h = hooks_of(j);
-    need_room(o, h->nfilters, (int)(sizeof j->filters / sizeof *j->filters));
-    j->filters[h->nfilters++] = text;
+    j->filters[next_place(o, &j->watch.nfilters, (int)(sizeof j->filters / sizeof *j->filters))] = text;
 }
 
+/* Opened in the order of the command line: of several that have a stage the last counts. */
 static void read_injection(job *j, const option *o, const char *text)
 {
-    hooks *h = hooks_of(j);
-    need_room(o, h->ngiven, MAX_FILES);
-    j->injections[h->ngiven++] = pack_open(text);
+    j->injections[next_place(o, &j->watch.ngiven, MAX_FILES)] = pack_open(text);
 }
 
-/* info looks at all weights of a model; a run is judged by what its stages should be. */
+/* info looks at all weights of a model, whose folder is the value; a run is judged by what its stages should be. */
 static void read_check(job *j, const option *o, const char *text)
 {
     j->check = j->command == INFO;
     if (j->check)
         read_text(j, o, text);
     else
-        hooks_of(j)->truth = pack_open(text);
+        j->watch.truth = pack_open(text);
 }
 
 /* ---------------------------------------------------------------- options: the tables
  *
  * One row says all of a command, and one all of an option: parsing, limits, --help, spelling advice and a run's
- * identity come from them.
+ * identity come from them. An option's row reads:
+ *
+ *     name, letter (0: none), what --help calls the value (NULL: a flag), the commands that take it,
+ *     SET(reader, field of the job), help, the value without the option, limits or words
+ *
+ * A new option is a field of the job and a row here, and whatever looks at the field.
  */
 
-/* In the order of `command`; --help and --version, its last two, are options. least, most: words beside the options. */
+/* In the order of `command`; --help and --version, its last two, are options. least, most: words beside the options,
+ * which the command gets as they are: clips, cases, a model's folder. */
 static const struct {
     const char *name; void (*run)(job *); int least, most; const char *usage, *help;
 } command_rows[] = {
@@ -4368,21 +4401,24 @@ static const struct {
 };
 enum { COMMANDS = sizeof command_rows / sizeof *command_rows };
 
+/* Sets of commands: an option of any other command is a mistake, and told, never ignored. extend takes a clip where
+ * generate takes start pictures and a size. */
 #define FOR(command) (1u << (command))
 #define RUNS (FOR(GENERATE) | FOR(ENCODE) | FOR(DECODE) | FOR(CLIP))
 #define PICTURES (RUNS | FOR(TOUR) | FOR(INFO) | FOR(BENCH))
 #define MODELS (PICTURES | FOR(EXTEND))
 #define WRITES (RUNS | FOR(EXTEND) | FOR(TOUR))
-#define JUDGES (FOR(COMPARE) | FOR(CHECK))
+#define JUDGES (FOR(COMPARE) | FOR(CHECK))              /* check hands its options on to the run that it judges */
 #define NEW (FOR(GENERATE) | FOR(INFO) | FOR(TOUR))     /* info plans the clip that generate would make */
 #define CLIPS (NEW | FOR(EXTEND))
 #define NEUTRAL (1u << 31)      /* not in a checkpoint's identity: no byte depends on it, or on its name alone */
 
+/* How a row says where its value goes. A file is NEUTRAL because its contents are hashed instead (checkpoint:
+ * identify); its name may change between two runs. */
 #define SET(reader, field) .take = (reader), .at = offsetof(job, field)
-#define TEXT(field) SET(read_text, field)
-#define FLAG(field) SET(read_flag, field)
-#define WHOLE(field) SET(read_whole, field)
-#define HOOK(field) .take = read_hook, .at = offsetof(hooks, field)
+#define TEXT(field) SET(read_text, field)           /* the word of the command line itself; NULL without it */
+#define FLAG(field) SET(read_flag, field)           /* false without it */
+#define WHOLE(field) SET(read_whole, field)         /* int64_t; least and most end the row */
 #define WORDS(list) .words = (list), .count = sizeof (list) / sizeof *(list)
 static const option options[] = {
     { "model", 'm', "FOLDER", MODELS | NEUTRAL, TEXT(model), "the model, a folder in the Hugging Face layout" },
@@ -4429,12 +4465,13 @@ static const option options[] = {
     { "times", 0, "N", FOR(EXTEND), WHOLE(times), "go on so often", "1", 1, 1000 },
     { "start", 0, "FILE[:FRAME]", FOR(MEASURE), SET(read_pictures, start), "the start picture, for likeness" },
     { "log", 0, "FILE", FOR(MEASURE), TEXT(log), "the standard error of the run that made the clip, for its cost" },
-    { "dump", 0, "FOLDER", RUNS | FOR(TOUR) | FOR(INFO), HOOK(dump_dir), "write every stage as FOLDER/NAME.safetensors" },
+    { "dump", 0, "FOLDER", RUNS | FOR(TOUR) | FOR(INFO), TEXT(watch.dump_dir),
+      "write every stage as FOLDER/NAME.safetensors" },
     { "dump-filter", 0, "GLOB", RUNS | FOR(TOUR), SET(read_filter, filters),
       "only stages whose name matches; repeatable" },
     { "inject", 0, "PATH[:GLOB]", RUNS, SET(read_injection, injections),
       "stages are taken from a file or folder, not computed; repeatable" },
-    { "stop-after", 0, "STAGE", RUNS, HOOK(stop_after), "end there, and compute only what it needs" },
+    { "stop-after", 0, "STAGE", RUNS, TEXT(watch.stop_after), "end there, and compute only what it needs" },
     { "check", 0, "PATH[:GLOB]", RUNS | FOR(INFO), SET(read_check, model),
       "compare every stage with one there, made from inputs there; info: look at every weight of PATH" },
     { "allow-unknown", 0, NULL, MODELS | NEUTRAL, FLAG(allow_unknown),
@@ -4448,7 +4485,8 @@ static const option options[] = {
 };
 enum { OPTIONS = sizeof options / sizeof *options };
 
-/* Usage on standard output: the tables, and examples that run in this repository as they stand. */
+/* Usage on standard output: the tables, and examples that run in this repository as they stand (tests/readme.sh runs
+ * those of README.md). The columns are 48 for a command's words, 34 for an option's name and value. */
 static void print_help(void)
 {
     printf("ruyi %s - pictures to a 24 fps clip, in plain C (%s)\n\n", RUYI_VERSION,
@@ -4459,11 +4497,12 @@ static void print_help(void)
     printf("\nOptions\n");
     for (const option *o = options; o < options + OPTIONS; o++) {
         const char letter[] = { '-', o->letter, ',', 0 };
-        char words[REASON];
+        char *words = list_words(o->words, o->count);
         printf("  %-4s--%s %-*s ", o->letter ? letter : "", o->name, 33 - (int)strlen(o->name),
                o->value ? o->value : "");
-        printf(o->help, list_words(words, o->words, o->count));
+        printf(o->help, words);
         printf(o->initial ? " (%s)%s" : "%s%s", o->initial ? o->initial : "", "\n");
+        free(words);
     }
     printf("\nExamples\n"
            "  ruyi -m weights/ruyi-tiny -i weights/start/meadow.ppm --size 128x128 --frames 24 --camera left "
@@ -4486,97 +4525,91 @@ static void print_help(void)
  * word that begins with - is an option, but - alone is not: it is standard input or output. All are looked at twice:
  * for the words, the first of which is the command; then for the options' readers, which take one value after another.
  * Pictures are opened here, in their order. check_options() is the one place for what must not stand side by side.
+ *
+ *     ruyi extend a.y4m -m MODEL --times=2 -o b.y4m       is     ruyi -o b.y4m --times 2 extend -m MODEL a.y4m
+ *     ruyi -m MODEL -i a.ppm -o - | ffmpeg -i - a.mp4     is     ruyi generate -m MODEL -i a.ppm -o - | ...
+ *
+ * Of an option that is given twice the last counts, unless it is repeatable. There is no bundling (-qv): a second
+ * letter would be a mistyped option far more often.
  */
 
-/* The option that a word like --name, --name=value or -x stands for; dies with the nearest. */
-static const option *find_option(const char *word)
-{
-    const char *names[OPTIONS], *equals = strchr(word, '=');
-    size_t length = equals ? (size_t)(equals - word) : strlen(word);
-    for (int i = 0; i < OPTIONS; i++) {
-        names[i] = options[i].name;
-        bool same = word[1] == '-' ? strlen(names[i]) == length - 2 && !strncmp(names[i], word + 2, length - 2)
-                                   : word[1] == options[i].letter && length == 2;
-        if (same)
-            return &options[i];
-    }
-    die(BAD_INPUT, "%s: no such option; did you mean --%s? (ruyi --help lists all)", word,
-        nearest_word(word + 1 + (word[1] == '-'), names, OPTIONS));
-}
-
-/* The option at argv[*i], and its value, "" for a flag; NULL: a word. Goes on to the last word that it takes. */
+/* The option that argv[*i] names as --name, --name=value or -x, and its value, "" for a flag; NULL: a word. Goes on to
+ * the last word that it takes, whatever that begins with: -5.. is a value of --key. Dies with the nearest name where
+ * there is none such. */
 static const option *next_option(int argc, char **argv, int *i, const char **value)
 {
-    const char *word = argv[*i], *equals = word[1] == '-' ? strchr(word, '=') : NULL;
+    const char *word = argv[*i], *names[OPTIONS], *equals = strncmp(word, "--", 2) ? NULL : strchr(word, '=');
+    size_t length = equals ? (size_t)(equals - word) : strlen(word);
+    const option *o = NULL;
     if (word[0] != '-' || !word[1])
         return NULL;
-    const option *o = find_option(word);
-    if (!o->value && equals)
-        die(BAD_INPUT, "%s: takes no value", word);
-    if (o->value && !equals && *i + 1 == argc)
-        die(BAD_INPUT, "%s: expected %s after it", word, o->value);
+    for (int k = 0; k < OPTIONS; k++) {
+        names[k] = options[k].name;
+        bool same = word[1] == '-' ? strlen(names[k]) == length - 2 && !strncmp(names[k], word + 2, length - 2)
+                                   : word[1] == options[k].letter && length == 2;
+        o = same ? &options[k] : o;
+    }
+    NEED(o, "%s: no such option; did you mean --%s? (ruyi --help lists all)", word,
+         nearest_word(word + 1 + (word[1] == '-'), names, OPTIONS));
+    NEED(o->value || !equals, "%s: takes no value", word);
+    NEED(!o->value || equals || *i + 1 < argc, "%s: expected %s after it", word, o->value);
     *value = equals ? equals + 1 : o->value ? argv[++*i] : "";
     return o;
 }
 
-/* The first word beside the options is the command; without one it is generate. The rest are the command's. */
+/* The first word beside the options is the command; without one it is generate. The rest are the command's. A picture's
+ * name that stands alone is a likely mistake: it is taken for a command, and the message says how pictures are
+ * given. */
 static void find_command(job *j, const char **rest, int nrest)
 {
     const char *names[COMMANDS];
     for (int i = 0; i < COMMANDS; i++)
         names[i] = command_rows[i].name;
     int place = nrest ? place_of(rest[0], names, COMMANDS) : GENERATE;
-    if (place < 0)
-        die(BAD_INPUT, "%s: no such command; did you mean %s? (pictures are given with -i; ruyi --help)", rest[0],
-            nearest_word(rest[0], names, COMMANDS));
+    NEED(place >= 0, "%s: no such command; did you mean %s? (pictures are given with -i; ruyi --help)", rest[0],
+         nearest_word(rest[0], names, COMMANDS));
     j->command = (command)place;
     j->files = rest + (nrest > 0);
     j->nfiles = nrest - (nrest > 0);
-    if (j->nfiles > command_rows[place].most)
-        die(BAD_INPUT, "%s: got one word too many for %s; pictures are given with -i, the output with -o",
-            j->files[command_rows[place].most], names[place]);
-    if (j->nfiles < command_rows[place].least)
-        die(BAD_INPUT, "%s: got too few words, expected ruyi %s %s", names[place], names[place],
-            command_rows[place].usage);
+    NEED(j->nfiles <= command_rows[place].most, "%s: got one word too many for %s; pictures are given with -i, the "
+         "output with -o", j->files[command_rows[place].most], names[place]);
+    NEED(j->nfiles >= command_rows[place].least, "%s: got too few words, expected ruyi %s %s", names[place],
+         names[place], command_rows[place].usage);
 }
 
 /* Whether the options go together, and are enough; what a model says to them comes later. A run without -o is fine
- * where somebody looks into it: for its dumps or its verdict alone. */
+ * where somebody looks into it: for its dumps or its verdict alone. Each of the combinations that are refused would
+ * work in some way, and not in the one that was meant. */
 static void check_options(const job *j)
 {
-    const hooks none = { 0 }, *h = j->hooks ? j->hooks : &none;
-    bool looked_at = h->dump_dir || h->truth;
-    if (j->frames > 120 && !j->long_clip)
-        die(BAD_INPUT, "--frames: got %lld, expected 1 to 120; --long allows more", ll(j->frames));
-    if (h->nfilters && !h->dump_dir)
-        die(BAD_INPUT, "--dump-filter: got no --dump, expected a folder to write to; give --dump FOLDER");
-    if (j->hooks && j->checkpoint)
-        die(BAD_INPUT, "--checkpoint: got --dump, --inject, --stop-after or --check beside it, expected none: a run "
-            "that goes on does not come by its first stages again");
-    if (h->stop_after && (!looked_at || j->out))
-        die(BAD_INPUT, "--stop-after: got %s, expected --dump or --check and no -o, since there will be no frames",
-            j->out ? "-o" : "neither --dump nor --check");
-    if (h->ngiven && j->tea_threshold != 0)
-        die(BAD_INPUT, "--inject: not together with --teacache, which decides by every stage; leave one out");
-    if (j->command == TOUR)
-        need(j->out, "--output", "-o NAME.html");
-    if (!looked_at && WRITES & FOR(j->command))
-        need(j->out, "--output", j->command == ENCODE || j->command == CLIP ? "-o NAME.safetensors" :
-             "-o NAME.y4m, -o NAME-%04d.ppm or -o - (Y4M to standard output)");
-    if ((j->command == ENCODE || j->command == CLIP) && !j->starts)
-        die(BAD_INPUT, "--image: got no picture, expected at least one; give it with -i");
-    if (j->command != INFO && j->keep_colour && !j->starts)
-        die(BAD_INPUT, "--keep-colour: got no start picture, expected one to take the colours from; give it with -i");
-    if (j->key && j->times > 1 && (j->key_first >= 0 || j->key_last >= 0))
-        die(BAD_INPUT, "--key: got places from the start, expected some from the end with --times, as in -5..");
+    const hooks *h = &j->watch;
+    bool looked_at = h->dump_dir || h->truth, saves = j->command == ENCODE || j->command == CLIP;
+    NEED(j->frames <= 120 || j->long_clip, "--frames: got %lld, expected 1 to 120; --long allows more", ll(j->frames));
+    NEED(!h->nfilters || h->dump_dir, "--dump-filter: got no --dump, expected a folder to write to; give --dump "
+         "FOLDER");
+    NEED(!j->hooks || !j->checkpoint, "--checkpoint: got --dump, --inject, --stop-after or --check beside it, expected "
+         "none: a run that goes on does not come by its first stages again");
+    NEED(!h->stop_after || (looked_at && !j->out), "--stop-after: got %s, expected --dump or --check and no -o, since "
+         "there will be no frames", j->out ? "-o" : "neither --dump nor --check");
+    NEED(!h->ngiven || j->tea_threshold == 0, "--inject: not together with --teacache, which decides by every stage; "
+         "leave one out");
+    if (j->command == TOUR || (!looked_at && WRITES & FOR(j->command)))
+        require(j->out, "--output", j->command == TOUR ? "-o NAME.html" : saves ? "-o NAME.safetensors" :
+                "-o NAME.y4m, -o NAME-%04d.ppm or -o - (Y4M to standard output)");
+    NEED(!saves || j->starts, "--image: got no picture, expected at least one; give it with -i");
+    NEED(j->command == INFO || !j->keep_colour || j->starts, "--keep-colour: got no start picture, expected one to "
+         "take the colours from; give it with -i");
+    NEED(!j->key || j->times == 1 || (j->key_first < 0 && j->key_last < 0), "--key: got places from the start, "
+         "expected some from the end with --times, as in -5..");
 }
 
 /* The whole command line into the job. --help and --version win over all mistakes beside them. Values are read after
  * the command is known, because it says how many pictures there may be. Options that decide the result enter the job's
- * hash, by which a checkpoint knows its run. */
+ * hash, by which a checkpoint knows its run: name and value, in the order of the command line. One that is given twice
+ * counts as two, although the last wins: a stricter identity costs a checkpoint, a looser one the result. */
 static void read_options(job *j, int argc, char **argv)
 {
-    const char **rest = allocate((size_t)argc, sizeof *rest), *value;
+    const char **rest = j->files = allocate((size_t)argc, sizeof *rest), *value;     /* for good: words of the job */
     const option *o;
     int nrest = 0;
     j->command = argc == 1 ? HELP : GENERATE;
@@ -4600,12 +4633,20 @@ static void read_options(job *j, int argc, char **argv)
         if (!(o->commands & NEUTRAL))
             j->options = hash_bytes(hash_bytes(j->options, o->name, strlen(o->name)), value, strlen(value));
     }
+    const hooks *h = &j->watch;
+    if (h->dump_dir || h->nfilters || h->ngiven || h->stop_after || h->truth)
+        j->hooks = &j->watch;
     check_options(j);
 }
 
 /* ---------------------------------------------------------------- main
  *
  * Nothing may leave half a file behind: die() and the signal handler remove what is unfinished.
+ *
+ *     SIGINT, SIGTERM, SIGHUP     temporaries go, exit code 3; with --checkpoint first the block under way is finished
+ *     SIGPIPE, SIGXFSZ            ignored: a closed pipe, or a file beyond its limit, is a write that fails
+ *     SIGBUS                      a mapped file was cut short: exit code 3, and a message with its name
+ *     SIGKILL                     leaves a temporary under its own name, which no later run trips over
  */
 
 /* A run with a checkpoint ends by itself after the block or slice under way, unless it is told twice.
@@ -4620,7 +4661,7 @@ static void on_signal(int signal_number)
     _exit(SYSTEM_ERROR);
 }
 
-/* A mapped file was cut short. */
+/* A mapped file was cut short: there is nothing behind the address any more. io.c knows whose it was. */
 static void on_bus(int signal_number, siginfo_t *about, void *context)
 {
     (void)signal_number;
@@ -4628,35 +4669,11 @@ static void on_bus(int signal_number, siginfo_t *about, void *context)
     mapping_lost(about->si_addr);
 }
 
-/* Signals that end the program remove temporaries first, unless they were ignored from the start (nohup). A closed pipe
- * and a file beyond the limit are writes that fail. */
-static void catch_signals(void)
-{
-    static const int stopping[] = { SIGINT, SIGTERM, SIGHUP };
-    struct sigaction stop = { .sa_handler = on_signal }, ignore = { .sa_handler = SIG_IGN }, before;
-    struct sigaction bus = { .sa_sigaction = on_bus, .sa_flags = SA_SIGINFO };
-    for (int i = 0; i < 3; i++)
-        if (sigaction(stopping[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
-            sigaction(stopping[i], &stop, NULL);
-    sigaction(SIGPIPE, &ignore, NULL);
-    sigaction(SIGXFSZ, &ignore, NULL);
-    sigaction(SIGBUS, &bus, NULL);
-}
-
-/* A standard descriptor that is closed would be given to the next file, and messages would go into it. In its place
- * comes /dev/null, opened the wrong way: what uses it fails. */
-static void hold_descriptors(void)
-{
-    for (int fd = 0; fd < 3; fd++)
-        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_RDONLY : O_WRONLY) != fd)
-            _exit(SYSTEM_ERROR);
-}
-
 /* One command line, from options to exit code; ruyi.h has the codes. Standard output is flushed here, so that a full
- * disk is an error and not a short listing. */
+ * disk is an error and not a short listing. Called by main, and by check in a process of its own. */
 static int run_program(job *j, int argc, char **argv)
 {
-    *j = (job){ .tea_start = 3, .tea_end = 1 };
+    *j = (job){ .tea_start = 3, .tea_end = 1, .watch = { .filters = j->filters, .given = j->injections } };
     j->words = argv;
     j->nwords = argc;
     read_options(j, argc, argv);
@@ -4666,15 +4683,28 @@ static int run_program(job *j, int argc, char **argv)
         printf("ruyi %s\n", RUYI_VERSION);
     else
         command_rows[j->command].run(j);
-    if (fflush(stdout) || ferror(stdout))
-        die(SYSTEM_ERROR, "standard output: %s", strerror(errno));
+    MUST(!fflush(stdout) && !ferror(stdout), "standard output: %s", strerror(errno));
     return j->code;
 }
 
+/* What a process needs before anything else. A standard descriptor that is closed would be given to the next file, and
+ * messages would go into it: in its place comes /dev/null, opened the wrong way, so that what uses it fails. open
+ * returns the lowest free number, and so in this order each gets its own. A signal that was ignored from the start
+ * (nohup) stays so. */
 int main(int argc, char **argv)
 {
-    hold_descriptors();
     static job all;         /* static, so that what lives as long as the program stays reachable */
-    catch_signals();
+    static const int stopping[] = { SIGINT, SIGTERM, SIGHUP };
+    struct sigaction stop = { .sa_handler = on_signal }, ignore = { .sa_handler = SIG_IGN }, before;
+    struct sigaction bus = { .sa_sigaction = on_bus, .sa_flags = SA_SIGINFO };
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_RDONLY : O_WRONLY) != fd)
+            _exit(SYSTEM_ERROR);
+    for (int i = 0; i < 3; i++)
+        if (sigaction(stopping[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+            sigaction(stopping[i], &stop, NULL);
+    sigaction(SIGPIPE, &ignore, NULL);
+    sigaction(SIGXFSZ, &ignore, NULL);
+    sigaction(SIGBUS, &bus, NULL);
     return run_program(&all, argc, argv);
 }

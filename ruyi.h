@@ -113,6 +113,9 @@ typedef struct {
 enum { DONE = 0, DIFFERS = 1, BAD_INPUT = 2, SYSTEM_ERROR = 3 };   /* exit codes */
 
 _Noreturn void die(int code, const char *format, ...) PRINTF(2, 3);
+/* What must hold of an input, or of the system: otherwise this is its message, and the end. */
+#define NEED(condition, ...) ((condition) ? (void)0 : die(BAD_INPUT, __VA_ARGS__))
+#define MUST(condition, ...) ((condition) ? (void)0 : die(SYSTEM_ERROR, __VA_ARGS__))
 void *allocate(size_t count, size_t size);          /* zeroed; dies with SYSTEM_ERROR when there is no memory */
 /* A C string that grows at its end; starts as {0}, and `text` is to be freed. */
 typedef struct { char *text; size_t length, room; } string;
@@ -151,6 +154,7 @@ int config_words(config c, const char *field, char **list, int most);   /* also 
 json config_member(config c, const char *field);    /* null counts as absent, as in every getter */
 void config_print_unread(config c);                 /* the fields that nothing asked for, on one line of stdout */
 _Noreturn void config_refuse(config c, const char *field, const char *format, ...) PRINTF(3, 4);
+#define CONFIG_NEED(condition, ...) ((condition) ? (void)0 : config_refuse(__VA_ARGS__))
 
 /* safetensors. Every rule is numbered in io.c; a refused file gives the number. */
 extern const char *const dtype_name[DTYPES];
@@ -276,6 +280,7 @@ typedef enum { AS_IS, CHANNELS_FIRST, ROWS_CHANNELS_FIRST } layout; /* [...C] ->
 /* Before a stage: may it be skipped? After it: what is to be done with what it made. */
 bool is_given(const run *r, const char *name, ...) PRINTF(2, 3);
 bool given(const run *r, tensor x, layout order, const char *name, ...) PRINTF(4, 5);
+void copy_given(real *to, shape s, layout order, const st_tensor *t);   /* a file's numbers, of any type */
 bool given_bytes(const run *r, unsigned char *bytes, shape s, const char *name);
 bool stops_at(const run *r, const char *glob);
 int stop_numbers(const run *r, const char *format, ...);
@@ -351,6 +356,7 @@ void gate_gelu(tensor y, tensor x);                 /* y [M][D] = a * gelu_erf(b
 
 static inline double bits_double(uint64_t bits) { double d; memcpy(&d, &bits, sizeof d); return d; }
 static inline uint64_t double_bits(double d) { uint64_t bits; memcpy(&bits, &d, sizeof bits); return bits; }
+static inline long long ll(int64_t n) { return n; }         /* for printf's %lld, which int64_t need not be */
 
 /* The project's own functions, built from + - * / sqrt fma and bit moves; double precision. */
 double exp_own(double x);

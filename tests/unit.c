@@ -776,7 +776,7 @@ static void test_plan(void)
 {
     static job j;
     j = (job){ .model = "weights/ruyi-tiny", .frames = 16, .steps = 1, .cfg = 7, .camera = "auto", .motion = "auto", .width = 64, .height = 48,
-               .sized = true, .quiet = true, .start = { { 8, 8, allocate(192, 1) } }, .starts = 1 };
+               .quiet = true, .start = { { 8, 8, allocate(192, 1) } }, .starts = 1 };
     open_generate(&j);
     fit_pictures(&j);
     set_threads(2);
