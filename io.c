@@ -198,10 +198,6 @@ static char *list_text(int count, const int64_t *list)
     return s.text;
 }
 
-/* fmin and fmax of whole numbers. */
-static int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* product = a * b; false, and product as it was, where that does not fit 64 bits. Every product of numbers that a file
  * states goes through here before it is used. */
 static bool multiply(uint64_t a, uint64_t b, uint64_t *product)

@@ -354,6 +354,10 @@ void activate(tensor x, activation f);
 void add(tensor y, tensor x);                       /* y += x */
 void gate_gelu(tensor y, tensor x);                 /* y [M][D] = a * gelu_erf(b), x [M][2 D] = [a, b] */
 
+/* fmin and fmax of whole numbers. */
+static inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
+
 static inline double bits_double(uint64_t bits) { double d; memcpy(&d, &bits, sizeof d); return d; }
 static inline uint64_t double_bits(double d) { uint64_t bits; memcpy(&bits, &d, sizeof bits); return bits; }
 static inline long long ll(int64_t n) { return n; }         /* for printf's %lld, which int64_t need not be */

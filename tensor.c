@@ -71,7 +71,6 @@ enum {
 };
 
 /* Small arithmetic. fma_real is fmaf or fma, whichever rounds to `real`: C's generic name would need <tgmath.h>. */
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static real fma_real(real a, real b, real c) { return _Generic(c, float: fmaf, double: fma)(a, b, c); }
 
@@ -388,7 +387,7 @@ void weight_row(weight w, int64_t row, int64_t first, int64_t count, real *out)
             up *= l->scale;
             for (int64_t k = 0, n; k < count; k += n) {
                 int64_t at = (first + k) % l->down.dim[1];
-                n = smaller(smaller(CHUNK, count - k), l->down.dim[1] - at);
+                n = lesser(lesser(CHUNK, count - k), l->down.dim[1] - at);
                 weight_row(l->down, r, at, n, down);
                 for (int64_t i = 0; i < n; i++)
                     out[k + i] = fma_real(up, down[i], out[k + i]);
@@ -553,7 +552,7 @@ void linear_plain(real *y, const real *x, const real *w, const real *b, int64_t 
             real acc = b ? b[j] : 0;
             for (int64_t first = 0; first < k; first += CHUNK) {
                 real s = 0;
-                for (int64_t c = first; c < smaller(first + CHUNK, k); c++)
+                for (int64_t c = first; c < lesser(first + CHUNK, k); c++)
                     s = fma_real(x[i * k + c], w[j * k + c], s);
                 acc = acc + s;
             }
@@ -717,10 +716,10 @@ static void weight_prefetch(weight w, int64_t at, int64_t count)
 static void pack_group(const product *p, const panel *w, int64_t n, int64_t first, real *wide)
 {
     int width = group_width(w, n);
-    int64_t count = smaller(CHUNK, p->k - first), next = smaller(CHUNK, p->k - first - count);
+    int64_t count = lesser(CHUNK, p->k - first), next = lesser(CHUNK, p->k - first - count);
     real *out = panel_at(w, n, first, count);
     memset(wide, 0, WIDE * sizeof(real));       /* columns beyond n1 are zero */
-    for (int i = 0; i < smaller(width, w->n1 - n); i++) {
+    for (int i = 0; i < lesser(width, w->n1 - n); i++) {
         weight_prefetch(p->w, (n + i) * p->k + first + count, next);
         weight_row(p->w, n + i, first, count, wide + i * STRIDE);
     }
@@ -746,8 +745,8 @@ static void prefetch(const product *p, int64_t m, int64_t rows, int64_t n, int64
 {
     for (int64_t r = 0; r < rows; r++)
         PREFETCH(p->y + (m + r) * p->n + n);
-    for (int64_t r = m + MR + i; r < smaller(m + 2 * MR, p->m) && !p->conv; r += groups)
-        for (int64_t k = first; k < smaller(first + CHUNK, p->k); k += ALIGNMENT / (int64_t)sizeof(real))
+    for (int64_t r = m + MR + i; r < lesser(m + 2 * MR, p->m) && !p->conv; r += groups)
+        for (int64_t k = first; k < lesser(first + CHUNK, p->k); k += ALIGNMENT / (int64_t)sizeof(real))
             PREFETCH(p->x + r * p->k + k);
 }
 
@@ -757,11 +756,11 @@ static void product_tile(const product *p, int64_t m, int64_t rows, const panel 
                          const real *x, real *tile)
 {
     static const real zero[NR];
-    int64_t count = smaller(CHUNK, p->k - first);
+    int64_t count = lesser(CHUNK, p->k - first);
     const real *packed = panel_at(w, n, first, count);
     real *y = p->y + m * p->n + n;
     const real *before = first ? y : p->bias ? p->bias + n : zero;
-    int64_t above = first ? p->n : 0, columns = smaller(NR, p->n - n);
+    int64_t above = first ? p->n : 0, columns = lesser(NR, p->n - n);
     if (rows == MR && columns == NR) {
         micro_full(count, x, packed, before, above, y, p->n);
         return;
@@ -779,9 +778,9 @@ static void product_block(const product *p, int64_t m0, int64_t m1, const panel 
     real *x = scratch, *tile = x + ROWS;
     memset(x, 0, ROWS * sizeof(real));          /* rows beyond m are computed and thrown away: let them be numbers */
     for (int64_t first = 0; first < p->k; first += CHUNK) {     /* outermost: y takes a partial sum a chunk, in order */
-        int64_t count = smaller(CHUNK, p->k - first);
+        int64_t count = lesser(CHUNK, p->k - first);
         for (int64_t m = m0; m < m1; m += MR) {                 /* the chunk of W stays in the second cache */
-            int64_t rows = smaller(MR, m1 - m);
+            int64_t rows = lesser(MR, m1 - m);
             p->copy(p, m, rows, first, count, x);
             for (int64_t n = n0; n < n1; n += NR) {             /* the rows stay in the first */
                 prefetch(p, m, rows, n, (n - n0) / NR, divide_up(n1 - n0, NR), first);
@@ -800,19 +799,19 @@ static void product_run(arena *a, const product *p)
     int64_t threads = ruyi_threads(), tiles = divide_up(p->m, MR), panels = 1 + p->n * p->k / PANEL;
     int64_t columns = divide_up(divide_up(p->n, panels), NR) * NR, spans = divide_up(columns, BLOCK_N);
     int64_t blocks = divide_up(tiles, BLOCK_M / MR), least = divide_up(3 * threads, spans);
-    blocks = smaller(divide_up(blocks < least ? least : blocks, threads) * threads, tiles);
+    blocks = lesser(divide_up(blocks < least ? least : blocks, threads) * threads, tiles);
     real *scratch = arena_alloc(a, (size_t)threads * PRODUCT_SCRATCH, sizeof(real));
     panel w = { .packed = arena_alloc(a, (size_t)(p->k * columns), sizeof(real)) };
     bool large = p->m * p->n * p->k > 1 << 20;
     int64_t width = divide_up(columns / NR, spans) * NR;
     for (w.n0 = 0; w.n0 < p->n && scratch; w.n0 = w.n1) {
-        w.n1 = smaller(w.n0 + columns, p->n);
+        w.n1 = lesser(w.n0 + columns, p->n);
         panel_pack(p, &w, scratch);
         PARALLEL_FOR
         for (int64_t i = 0; i < blocks * spans; i++) {
             int64_t m = i / spans, n = w.n0 + i % spans * width;
-            product_block(p, m * tiles / blocks * MR, smaller((m + 1) * tiles / blocks * MR, p->m), &w, n,
-                          smaller(n + width, w.n1), scratch + thread_number() * PRODUCT_SCRATCH);
+            product_block(p, m * tiles / blocks * MR, lesser((m + 1) * tiles / blocks * MR, p->m), &w, n,
+                          lesser(n + width, w.n1), scratch + thread_number() * PRODUCT_SCRATCH);
         }
     }
     arena_reset(a, mark);
@@ -934,7 +933,7 @@ void conv_plain(real *y, const real *x, const real *w, const real *b, const int6
         real acc = b ? b[o] : 0;
         for (int64_t first = 0; first < k; first += CHUNK) {
             real sum = 0;
-            for (int64_t j = first; j < smaller(first + CHUNK, k); j++) {
+            for (int64_t j = first; j < lesser(first + CHUNK, k); j++) {
                 int64_t tap = j / in[3], dx = tap % s.kernel[2];
                 int64_t dy = tap / s.kernel[2] % s.kernel[1], dt = tap / s.kernel[2] / s.kernel[1];
                 const real *line = conv_tap_line(&c, row / out[2] / out[1], row / out[2] % out[1], dt, dy);
@@ -958,7 +957,7 @@ static void conv_copy(const product *p, int64_t row, int64_t rows, int64_t first
         int64_t dx = tap % kernel[2] - c->s.pad, dy = tap / kernel[2] % kernel[1], dt = tap / kernel[2] / kernel[1];
         int64_t x = row % c->out[2], y = row / c->out[2] % c->out[1], t = row / c->out[2] / c->out[1];
         const real *line = conv_tap_line(c, t, y, dt, dy);
-        n = smaller(channels - channel, count - k);
+        n = lesser(channels - channel, count - k);
         for (int64_t r = 0; r < rows; r++) {
             const real *pixel = conv_pixel(c, line, x * step + dx);
             if (pixel)
@@ -1034,7 +1033,7 @@ static void attention_plain_row(real *y, const real *s, const real *v, int64_t n
     for (int64_t d = 0; d < head; d++)
         y[d] = 0;
     for (int64_t first = 0; first < nk; first += CHUNK) {
-        int64_t end = smaller(first + CHUNK, nk);
+        int64_t end = lesser(first + CHUNK, nk);
         real highest = max, total = 0;
         for (int64_t j = first; j < end; j++)
             highest = s[j] > highest ? s[j] : highest;
@@ -1110,7 +1109,7 @@ static void attention_scores(const attention_task *t, attention_scratch s, int64
 {
     for (int64_t key = 0; key < keys; key += MR)
         for (int64_t d = 0; d < t->head; d += CHUNK) {
-            int64_t rows = smaller(MR, keys - key), count = smaller(CHUNK, t->head - d);
+            int64_t rows = lesser(MR, keys - key), count = lesser(CHUNK, t->head - d);
             for (int64_t r = 0; r < rows; r++)
                 memcpy(s.rows + r * STRIDE, t->k + (key0 + key + r) * t->stride + d, (size_t)count * sizeof(real));
             for (int64_t i = 0; i < tiles; i++) {
@@ -1150,7 +1149,7 @@ static void attention_softmax(attention_scratch s, int64_t tiles, int64_t keys)
 static void attention_values(const attention_task *t, attention_scratch s, int64_t tiles, int64_t key0, int64_t keys)
 {
     for (int64_t d = 0; d < t->head; d += MR) {
-        int64_t rows = smaller(MR, t->head - d);
+        int64_t rows = lesser(MR, t->head - d);
         for (int64_t j = 0; j < keys; j++)                          /* V on its side: MR channels, the chunk's keys */
             for (int64_t r = 0; r < rows; r++)
                 s.rows[r * STRIDE + j] = t->v[(key0 + j) * t->stride + d + r];
@@ -1177,7 +1176,7 @@ static void attention_block(const attention_task *t, int64_t first, int64_t coun
             s.q[(i / NR * t->head + d) * NR + i % NR] = i < count ? t->q[(first + i) * t->stride + d] * t->scale : 0;
     }
     for (int64_t key = 0; key < t->nk; key += CHUNK) {
-        int64_t keys = smaller(CHUNK, t->nk - key);
+        int64_t keys = lesser(CHUNK, t->nk - key);
         attention_scores(t, s, tiles, key, keys);
         attention_softmax(s, tiles, keys);
         attention_values(t, s, tiles, key, keys);
@@ -1207,7 +1206,7 @@ void attention(arena *a, tensor y, tensor q, tensor k, tensor v, int64_t sequenc
         attention_task t = { .q = q.data + s * nq * width + h * head, .k = k.data + s * nk * width + h * head,
                              .v = v.data + s * nk * width + h * head, .y = y.data + s * nq * width + h * head,
                              .nq = nq, .nk = nk, .head = head, .stride = width, .scale = attention_scale(head) };
-        attention_block(&t, first, smaller(size, nq - first),
+        attention_block(&t, first, lesser(size, nq - first),
                         attention_parts(scratch + (size_t)thread_number() * reals, head));
     }
     arena_reset(a, mark);
@@ -1317,7 +1316,7 @@ static void group_row(const group_sums *g, int64_t row, const double *mean, bool
     int64_t size = g->channels / g->groups;
     for (int64_t first = 0, count; first < g->groups; first += count) {
         sum8 a[TOGETHER] = { { { 0 } } };
-        count = smaller(TOGETHER, g->groups - first);
+        count = lesser(TOGETHER, g->groups - first);
         for (int64_t x = 0; x < g->width; x++) {
             const real *p = g->x + (row * g->width + x) * g->channels;
             for (int64_t i = 0, c = first * size; i < count; i++)
@@ -1449,7 +1448,7 @@ void activate(tensor x, activation f)
     PARALLEL_FOR_EVEN
     for (int64_t piece = 0; piece < n; piece += RUN) {
         real *p = x.data + piece;
-        int64_t count = smaller(RUN, n - piece);
+        int64_t count = lesser(RUN, n - piece);
         switch (f) {
         CASE(SILU, p[i] = silu_one(p[i]));
         CASE(GELU_TANH, p[i] = gelu_tanh_one(p[i]));
@@ -1683,7 +1682,7 @@ static void cuda_randn(generator *g, float *out, int64_t count)
 {
     enum { BLOCK = 256 };       /* threads of a block */
     int64_t blocks = (count + BLOCK - 1) / BLOCK, most = (int64_t)g->device.sms * (g->device.threads / BLOCK);
-    int64_t threads = BLOCK * smaller(blocks, most), calls = (count + 4 * threads - 1) / (4 * threads);
+    int64_t threads = BLOCK * lesser(blocks, most), calls = (count + 4 * threads - 1) / (4 * threads);
     for (int64_t i = 0; i < calls * threads; i++) {
         int64_t call = i / threads, t = i % threads;
         uint32_t w[4];

@@ -76,8 +76,6 @@ const weights *vae_weights(const vae *v) { return v->weights; }
 /* Every level but the last has a sampler, and every sampler halves or doubles the sides. */
 int64_t vae_scale(const vae_config *c) { return (int64_t)1 << (c->levels - 1); }
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* A new tensor as long, high and wide as x [T][H][W][C], with that many channels. */
 static tensor same_size(arena *a, tensor x, int64_t channels)
 {
@@ -388,7 +386,7 @@ static bool slice_next(const vae_config *c, bool decode, int64_t total, slice *s
     bool cached = c->mode == SLICE_CACHE && decode, independent = c->mode == SLICE_NONE || c->mode == SLICE_MAG;
     if (rest <= 0)
         return false;
-    *s = (slice){ .first = start, .count = c->mode == SLICE_NONE ? total : least(batch, rest), .time = PAD_REPLICATE };
+    *s = (slice){ .first = start, .count = c->mode == SLICE_NONE ? total : lesser(batch, rest), .time = PAD_REPLICATE };
     if (independent)
         return true;
     if (start == 0 && (cached ? total == 1 : total % 2 == 1)) {
@@ -399,7 +397,7 @@ static bool slice_next(const vae_config *c, bool decode, int64_t total, slice *s
     } else {
         s->time = PAD_SLICE;
         s->before = decode && last.time == PAD_SLICE ? last.count : 0;      /* a single first frame is nobody's */
-        s->after = decode ? least(batch, rest - s->count) : 0;
+        s->after = decode ? lesser(batch, rest - s->count) : 0;
     }
     return true;
 }
@@ -860,12 +858,12 @@ static void check_tiling(const vae_config *c, bool decode, tensor in, const tili
     for (int axis = 1; axis <= 2; axis++) {
         int64_t side = in.dim[axis], sum = 0;
         for (int64_t at = 0; at < side; at += g->step) {
-            int64_t rest = least(g->size, side - at), out = output_side(c, decode, rest);
+            int64_t rest = lesser(g->size, side - at), out = output_side(c, decode, rest);
             if (out == 0)
                 die(BAD_INPUT, "vae: the last tile of %lld x %lld pixels would have a side of %lld, at least %lld "
                     "expected; choose a --size that is a multiple of 16", (long long)in.dim[2], (long long)in.dim[1],
                     (long long)rest, (long long)vae_scale(c));
-            sum += least(g->limit, out);
+            sum += lesser(g->limit, out);
         }
         if (sum != output_side(c, decode, side))
             die(BAD_INPUT, "vae: tile_sample_min_size %lld with tile_overlap_factor %g does not tile %lld x %lld; use "
@@ -894,7 +892,7 @@ static void copy_rectangle(tensor to, int64_t to_y, int64_t to_x, tensor from, i
 static tensor code_tile(const run *r, const vae *v, bool decode, tensor in, int64_t y, int64_t x, int64_t size,
                         int *slices)
 {
-    int64_t height = least(size, in.dim[1] - y), width = least(size, in.dim[2] - x);
+    int64_t height = lesser(size, in.dim[1] - y), width = lesser(size, in.dim[2] - x);
     size_t mark = arena_mark(r->arena);
     tensor tile = tensor_new(r->arena, SHAPE(in.dim[0], height, width, in.dim[3]));
     copy_rectangle(tile, 0, 0, in, y, x, height, width);
@@ -907,7 +905,7 @@ static tensor code_tile(const run *r, const vae *v, bool decode, tensor in, int6
  * Source:   AutoencoderKLMagvit.blend_v, blend_h. */
 static void blend(tensor own, tensor other, int64_t extent, bool down)
 {
-    int64_t axis = down ? 1 : 2, e = least(extent, least(own.dim[axis], other.dim[axis]));
+    int64_t axis = down ? 1 : 2, e = lesser(extent, lesser(own.dim[axis], other.dim[axis]));
     int64_t rows = down ? e : own.dim[1], columns = down ? own.dim[2] : e;
     for (int64_t i = 0; i < own.dim[0] * rows * columns && own.data; i++) {
         int64_t x = i % columns, y = i / columns % rows, t = i / columns / rows;
@@ -964,14 +962,14 @@ static tensor code_tiles(const run *r, const vae *v, bool decode, tensor in)
                 blend(tile, tiles[(i - 1) * g.columns + j], g.extent, true);
             if (j > 0)
                 blend(tile, row[j - 1], g.extent, false);
-            int64_t height = least(g.limit, tile.dim[1]), width = least(g.limit, tile.dim[2]);
+            int64_t height = lesser(g.limit, tile.dim[1]), width = lesser(g.limit, tile.dim[2]);
             copy_rectangle(whole, y, x, tile, 0, 0, height, width);
             x += width;
         }
-        y += least(g.limit, row[0].dim[1]);
+        y += lesser(g.limit, row[0].dim[1]);
     }
     if (decode) {
-        int64_t y = in.dim[1] - least(g.size, in.dim[1]), x = in.dim[2] - least(g.size, in.dim[2]);
+        int64_t y = in.dim[1] - lesser(g.size, in.dim[1]), x = in.dim[2] - lesser(g.size, in.dim[2]);
         overlay_corner(whole, code_tile(r, v, true, in, y, x, g.size, &slices));
     }
     free(tiles);
