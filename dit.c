@@ -533,7 +533,7 @@ static void choose_fp8(weights *w, fp8_mode mode, dtype t)
     static const char *const kept[] = { "*.style_embedder", "*.norm_[qk]", "clip_projection.ln_*",
                                         "clip_projection.attn.out_proj", NULL };
     if (mode != FP8_OFF)
-        weights_set_fp8(w, t, least[mode], kept);
+        w->fp8 = t, w->fp8_least = least[mode], w->fp8_kept = kept;
 }
 
 /* Reads folder (a model's transformer/). Low-rank updates, W += scale * up @ down, must be there before anything is
@@ -546,7 +546,7 @@ dit *dit_open(const char *folder, dit_changes changes, bool allow_unknown)
     const dit_config *c = &d->config;
     d->config = read_dit_config(folder);
     weights *w = d->weights = weights_open(folder, "diffusion_pytorch_model");
-    weights_add_loras(w, changes.loras, changes.scales, changes.nloras);
+    w->loras = changes.loras, w->lora_scales = changes.scales, w->nloras = changes.nloras;
     choose_fp8(w, changes.fp8, changes.fp8_type);
     int64_t p = c->patch_size, size = c->hidden_size;
     d->patch = bind_convolution(w, SHAPE(size, c->in_channels, p, p), "pos_embed.proj");
@@ -1461,7 +1461,7 @@ void *bench_block_new(arena *a, int64_t n)
 {
     enum { SIZE = 2816, CROSS = 1024 };
     block_bench *s = allocate(1, sizeof *s);
-    weights *w = weights_random(F32);
+    weights *w = &(weights){ .random = true };
     s->d.config = (dit_config){ .num_attention_heads = 32, .attention_head_dim = 88, .hidden_size = SIZE,
                                 .num_layers = 2, .inner = 12288, .cross_attention_dim = CROSS, .patch_size = 2 };
     bind_block(w, &s->d.config, &s->b, 2);

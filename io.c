@@ -80,7 +80,7 @@
 typedef struct writer {
     char *path;                 /* the name it will have */
     char *temporary;            /* the name it has until then */
-    int fd;                     /* -1 once everything is on disk */
+    int fd;
     struct writer *volatile next;
 } writer;
 
@@ -108,10 +108,7 @@ PRINTF(1, 0) static void say(const char *format, va_list args)
 }
 
 /* Such a line, and going on: one of several findings. */
-PRINTF(1, 2) static void complain(const char *format, ...)
-{
-    WITH_ARGUMENTS(format, say(format, args));
-}
+PRINTF(1, 2) static void complain(const char *format, ...) { WITH_ARGUMENTS(format, say(format, args)); }
 
 /* Ends the process with that exit code and one line on standard error; does not return, and leaves no half-written
  * file. */
@@ -136,8 +133,7 @@ PRINTF(2, 3) static bool refuse(char reason[REASON], const char *format, ...)
 void *allocate(size_t count, size_t size)
 {
     void *block = calloc(count ? count : 1, size ? size : 1);
-    if (!block)
-        die(SYSTEM_ERROR, "memory: got none, expected %zu x %zu bytes; ask for a smaller video", count, size);
+    MUST(block, "memory: got none, expected %zu x %zu bytes; ask for a smaller video", count, size);
     return block;
 }
 
@@ -146,8 +142,7 @@ void *allocate(size_t count, size_t size)
 static void *grow(void *block, size_t count, size_t size)
 {
     void *grown = count <= SIZE_MAX / size ? realloc(block, count ? count * size : 1) : NULL;
-    if (!grown)
-        die(SYSTEM_ERROR, "memory: got none, expected %zu x %zu bytes; free some", count, size);
+    MUST(grown, "memory: got none, expected %zu x %zu bytes; free some", count, size);
     return grown;
 }
 
@@ -159,8 +154,7 @@ PRINTF(2, 0) static void print_args(string *s, const char *format, va_list args)
     va_copy(again, args);
     int length = vsnprintf(NULL, 0, format, again);
     va_end(again);
-    if (length < 0)
-        die(SYSTEM_ERROR, "text: got more than 2 GB, expected less; shorten the names");
+    MUST(length >= 0, "text: got more than 2 GB, expected less; shorten the names");
     if (s->length + (size_t)length >= s->room) {
         s->room = 2 * s->room + (size_t)length + 1;
         s->text = grow(s->text, s->room, 1);
@@ -168,10 +162,7 @@ PRINTF(2, 0) static void print_args(string *s, const char *format, va_list args)
     s->length += (size_t)vsnprintf(s->text + s->length, (size_t)length + 1, format, args);
 }
 
-void print_to(string *s, const char *format, ...)
-{
-    WITH_ARGUMENTS(format, print_args(s, format, args));
-}
+void print_to(string *s, const char *format, ...) { WITH_ARGUMENTS(format, print_args(s, format, args)); }
 
 /* Declares `name`: the format and the arguments after it as a new string. */
 #define FORMATTED(name, format) \
@@ -191,21 +182,18 @@ char *text_of(const char *format, ...)
 static char *list_text(int count, const int64_t *list)
 {
     string s = {0};
-    print_to(&s, "[");
     for (int i = 0; i < count; i++)
-        print_to(&s, "%s%" PRId64, i ? ", " : "", list[i]);
-    print_to(&s, "]");
+        print_to(&s, "%s%" PRId64, i ? ", " : "[", list[i]);
+    print_to(&s, count ? "]" : "[]");
     return s.text;
 }
 
-/* product = a * b; false, and product as it was, where that does not fit 64 bits. Every product of numbers that a file
- * states goes through here before it is used. */
+/* product = a * b; false where that does not fit 64 bits, and product is of no use. Every product of numbers that a
+ * file states goes through here before it is used. */
 static bool multiply(uint64_t a, uint64_t b, uint64_t *product)
 {
-    if (b != 0 && a > UINT64_MAX / b)
-        return false;
     *product = a * b;
-    return true;
+    return b == 0 || a <= UINT64_MAX / b;
 }
 
 /* Edits that turn a into b: insertions, deletions, replacements, and exchanges of neighbours (the optimal string
@@ -222,9 +210,8 @@ static int64_t edit_distance(const char *a, const char *b)
     for (size_t i = 0; i <= m; i++)
         for (size_t j = 0; j < row; j++, cell++) {
             *cell = (int64_t)(i + j);
-            if (i == 0 || j == 0)
-                continue;
-            *cell = lesser(lesser(cell[-1], *(cell - row)) + 1, *(cell - row - 1) + (a[i - 1] != b[j - 1]));
+            if (i > 0 && j > 0)
+                *cell = lesser(lesser(cell[-1], *(cell - row)) + 1, *(cell - row - 1) + (a[i - 1] != b[j - 1]));
             if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
                 *cell = lesser(*cell, *(cell - 2 * row - 2) + 1);
         }
@@ -251,8 +238,7 @@ const char *nearest_word(const char *word, const char *const *words, int count)
     int64_t least = INT64_MAX;
     for (int i = 0; i < count; i++) {
         int64_t distance = 2 * edit_distance(word, words[i]) - (strncmp(word, words[i], strlen(word)) == 0);
-        if (distance < least)
-            nearest = words[i];
+        nearest = distance < least ? words[i] : nearest;
         least = lesser(least, distance);
     }
     return nearest;
@@ -270,29 +256,30 @@ const char *nearest_word(const char *word, const char *const *words, int count)
  * A process that dies between the first and the last step leaves nothing: die() and the signal handlers unlink what is
  * on the list. SIGKILL alone leaves a temporary name, which no later run trips over. */
 
-/* A file's name and rights are the user's to mend: BAD_INPUT. Anything else that keeps a file from being read (a broken
- * disk, too many open files) is the system's: SYSTEM_ERROR. errno must still be the failed call's. */
-static _Noreturn void die_reading(const char *path)
+/* After a call that reads a file. Its name and rights are the user's to mend: BAD_INPUT. Anything else that keeps a
+ * file from being read (a broken disk, too many open files) is the system's: SYSTEM_ERROR. errno must still be the
+ * call's. */
+static void must_read(bool done, const char *path)
 {
     bool name = errno == ENOENT || errno == ENOTDIR || errno == EISDIR || errno == EACCES || errno == ELOOP ||
                 errno == ENAMETOOLONG;
-    die(name ? BAD_INPUT : SYSTEM_ERROR, "%s: reading: got \"%s\", expected a readable file; check the name", path,
-        strerror(errno));
+    if (!done)
+        die(name ? BAD_INPUT : SYSTEM_ERROR, "%s: reading: got \"%s\", expected a readable file; check the name",
+            strcmp(path, "-") ? path : "standard input", strerror(errno));
 }
 
-/* Whatever keeps an output from being written is the system's doing: exit code 3. errno must still be the call's. */
-static _Noreturn void die_writing(const char *path)
+/* After a call that writes. Whatever keeps an output from being written is the system's doing: exit code 3. */
+static void must_write(bool done, const char *path)
 {
-    die(SYSTEM_ERROR, "%s: writing: got \"%s\", expected to write it; check folder, rights and free space",
-        strcmp(path, "-") ? path : "standard output", strerror(errno));
+    MUST(done, "%s: writing: got \"%s\", expected to write it; check folder, rights and free space",
+         strcmp(path, "-") ? path : "standard output", strerror(errno));
 }
 
 /* Whether there is something of that name; dies where the system cannot say, which is not the same as no. */
 bool file_exists(const char *path)
 {
     bool there = access(path, F_OK) == 0;
-    if (!there && errno != ENOENT && errno != ENOTDIR)
-        die_reading(path);
+    must_read(there || errno == ENOENT || errno == ENOTDIR, path);
     return there;
 }
 
@@ -303,10 +290,9 @@ static int input_open(const char *path, struct stat *about)
     do
         fd = open(path, O_RDONLY | O_CLOEXEC);
     while (fd < 0 && errno == EINTR);
-    if (fd < 0 || fstat(fd, about) != 0)
-        die_reading(path);
-    if (S_ISDIR(about->st_mode))
-        errno = EISDIR, die_reading(path);
+    must_read(fd >= 0 && fstat(fd, about) == 0, path);
+    errno = EISDIR;
+    must_read(!S_ISDIR(about->st_mode), path);
     return fd;
 }
 
@@ -326,8 +312,7 @@ static unsigned char *read_all(const char *path, size_t most, size_t *size)
         if (*size == room)
             bytes = grow(bytes, room *= 2, 1);
         got = read(fd, bytes + *size, (size_t)lesser((int64_t)(room - *size), 1 << 30));    /* some refuse 2 GB */
-        if (got < 0 && errno != EINTR)
-            die_reading(standard ? "standard input" : path);
+        must_read(got >= 0 || errno == EINTR, path);
         *size += (size_t)greater(got, 0);
         NEED(*size <= most, "%s: got more than %zu bytes, expected fewer; check the name", path, most);
     }
@@ -340,8 +325,7 @@ static unsigned char *read_all(const char *path, size_t most, size_t *size)
 typedef struct mapping {
     char *path;
     void *bytes;
-    size_t size;
-    struct stat about;          /* as it was when it was opened */
+    struct stat about;          /* as it was when it was opened; st_size fits size_t */
     struct mapping *volatile next;
 } mapping;
 
@@ -354,15 +338,14 @@ static const unsigned char *mapping_open(const char *path, size_t *size)
     mapping *m = allocate(1, sizeof *m);
     int fd = input_open(path, &m->about);
     NEED(S_ISREG(m->about.st_mode), "%s: got a device or pipe, expected a file; save it first", path);
-    *size = m->size = (size_t)m->about.st_size;
-    void *map = m->size ? mmap(NULL, m->size, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;    /* a length of 0 it refuses */
-    if (map == MAP_FAILED || (intmax_t)m->size != m->about.st_size)
-        die(SYSTEM_ERROR, "%s: mapping: got no addresses, expected %jd bytes of them; lift the limit, or use 64 bits",
-            path, (intmax_t)m->about.st_size);
+    *size = (size_t)m->about.st_size;
+    m->bytes = *size ? mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;     /* a length of 0 it refuses */
+    MUST(m->bytes != MAP_FAILED && (intmax_t)*size == m->about.st_size, "%s: mapping: got no addresses, expected %jd "
+         "bytes of them; lift the limit, or use 64 bits", path, (intmax_t)m->about.st_size);
     close(fd);
-    m->path = text_of("%s", path), m->bytes = map, m->next = mappings;
+    m->path = text_of("%s", path), m->next = mappings;
     mappings = m;
-    return map;
+    return m->bytes;
 }
 
 static void mapping_close(const unsigned char *bytes)
@@ -372,8 +355,8 @@ static void mapping_close(const unsigned char *bytes)
         link = &(*link)->next;
     mapping *m = *link;
     *link = m->next;
-    if (m->size > 0)
-        munmap(m->bytes, m->size);
+    if (m->bytes)
+        munmap(m->bytes, (size_t)m->about.st_size);
     free(m->path), free(m);
 }
 
@@ -382,11 +365,11 @@ static void mapping_close(const unsigned char *bytes)
 void mappings_check(void)
 {
     struct stat now;
-    for (const mapping *m = mappings; m; m = m->next)
-        if (stat(m->path, &now) == 0 && now.st_dev == m->about.st_dev && now.st_ino == m->about.st_ino &&
-            (now.st_size != m->about.st_size || now.st_mtime != m->about.st_mtime))
-            die(SYSTEM_ERROR, "%s: got a file that was written to during the run, expected the same; run again",
-                m->path);
+    for (const mapping *m = mappings; m; m = m->next) {
+        bool same = stat(m->path, &now) == 0 && now.st_dev == m->about.st_dev && now.st_ino == m->about.st_ino;
+        MUST(!same || (now.st_size == m->about.st_size && now.st_mtime == m->about.st_mtime),
+             "%s: got a file that was written to during the run, expected the same; run again", m->path);
+    }
 }
 
 /* SIGBUS: a page that is not there any more, because its file was cut short or its disk failed. No library call is
@@ -397,7 +380,7 @@ _Noreturn void mapping_lost(const void *address)
     const mapping *m = mappings;
     while (atomic_flag_test_and_set(&said))
         pause();
-    while (m && (uintptr_t)address - (uintptr_t)m->bytes >= m->size)
+    while (m && (uintptr_t)address - (uintptr_t)m->bytes >= (size_t)m->about.st_size)
         m = m->next;
     die(SYSTEM_ERROR, "%s: reading: got a missing page, expected the file to stay whole; copy it again, and run again",
         m ? m->path : "memory");
@@ -415,32 +398,17 @@ static sigset_t hold_signals(void)
 
 static void release_signals(sigset_t before) { sigprocmask(SIG_SETMASK, &before, NULL); }
 
-/* Dies with SYSTEM_ERROR, and a message on the path, where that is no folder which takes files. */
-static void folder_check(const char *folder, const char *path)
-{
-    struct stat about;
-    if (stat(folder, &about) == 0 && !S_ISDIR(about.st_mode))
-        errno = ENOTDIR, die_writing(path);
-    if (access(folder, W_OK | X_OK) != 0)
-        die_writing(path);
-}
-
-/* What stands at a target must be replaceable: a rename over a device would take it away. */
-static void target_check(const char *path)
-{
-    struct stat there;
-    if (stat(path, &there) == 0 && !S_ISREG(there.st_mode))
-        die(SYSTEM_ERROR, "%s: writing: got a folder or device, expected a file; choose another name", path);
-}
-
 /* Dies with SYSTEM_ERROR where the folder of a name is not there or takes no files, or something else than a file has
- * the name. Creates nothing; what changes afterwards is found when the file is opened. */
+ * the name: a rename over a device would take it away. Creates nothing; what changes afterwards is found when the file
+ * is opened. "FOLDER/." is only there where FOLDER is a folder. */
 void output_check(const char *path)
 {
+    struct stat there;
     const char *slash = strrchr(path, '/');
-    char *folder = slash ? text_of("%.*s", (int)greater(slash - path, 1), path) : text_of(".");
-    folder_check(folder, path);
-    target_check(path);
+    char *folder = text_of("%.*s.", (int)(slash ? slash + 1 - path : 0), path);
+    must_write(access(folder, W_OK | X_OK) == 0, path);
+    MUST(stat(path, &there) != 0 || S_ISREG(there.st_mode),
+         "%s: writing: got a folder or device, expected a file; choose another name", path);
     free(folder);
 }
 
@@ -450,7 +418,7 @@ void output_check(const char *path)
  * failed open does so with signals held, which is no harm: its exit needs none. */
 static writer *writer_open(const char *path)
 {
-    target_check(path);
+    output_check(path);
     writer *f = allocate(1, sizeof *f);
     f->path = text_of("%s", path);
     int number = 0;
@@ -460,8 +428,7 @@ static writer *writer_open(const char *path)
         f->temporary = text_of("%s.tmp.%ld.%d", path, (long)getpid(), number++);
         f->fd = open(f->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     } while (f->fd < 0 && (errno == EEXIST || errno == EINTR));
-    if (f->fd < 0)
-        die_writing(path);
+    must_write(f->fd >= 0, path);
     f->next = unfinished;
     unfinished = f;
     release_signals(before);
@@ -473,11 +440,9 @@ static writer *writer_open(const char *path)
  * ignores SIGPIPE. */
 static void put(int fd, const char *path, const void *data, size_t size)
 {
-    const unsigned char *at = data;
-    while (size > 0) {
+    for (const unsigned char *at = data; size > 0;) {
         ssize_t done = write(fd, at, size < 1 << 30 ? size : 1 << 30);  /* some systems refuse more than 2 GB */
-        if (done < 0 && errno != EINTR)
-            die_writing(path);
+        must_write(done >= 0 || errno == EINTR, path);
         at += greater(done, 0);
         size -= (size_t)greater(done, 0);
     }
@@ -491,17 +456,14 @@ static void writer_finish(writer *f, bool sync)
     int failed = sync ? fsync(f->fd) : 0;
     while (failed && errno == EINTR)
         failed = fsync(f->fd);
-    if ((failed && errno != EINVAL) || (close(f->fd) != 0 && errno != EINTR))
-        die_writing(f->path);
-    f->fd = -1;
+    must_write((!failed || errno == EINVAL) && (close(f->fd) == 0 || errno == EINTR), f->path);
 }
 
 /* The target appears, whole, in one step: POSIX has rename replace an older file atomically. Forgetting the temporary
  * comes after it: a signal between the two unlinks a name that is no longer there. Frees the writer. */
 static void writer_rename(writer *f)
 {
-    if (rename(f->temporary, f->path) != 0)
-        die_writing(f->path);
+    must_write(rename(f->temporary, f->path) == 0, f->path);
     writer *volatile *link = &unfinished;
     while (*link != f)
         link = &(*link)->next;
@@ -516,12 +478,10 @@ static char *series_name(const char *path, int64_t number)
 {
     const char *field = strchr(path, '%');
     size_t digits = field ? strspn(field + 1, "0123456789") : 0;
-    if (!field || digits > 3 || field[1 + digits] != 'd' || strchr(field + 1, '%'))
+    bool width = digits > 0 && digits <= 3 && field[1] == '0' && strspn(field + 1, "0") < digits;
+    if (!field || (digits > 0 && !width) || field[1 + digits] != 'd' || strchr(field + 1, '%'))
         return NULL;
-    int width = atoi(field + 1);
-    if (digits > 0 && (field[1] != '0' || width == 0))
-        return NULL;
-    return text_of("%.*s%0*" PRId64 "%s", (int)(field - path), path, width, number, field + digits + 2);
+    return text_of("%.*s%0*" PRId64 "%s", (int)(field - path), path, atoi(field + 1), number, field + digits + 2);
 }
 
 /* ---------------------------------------------------------------- JSON
@@ -542,7 +502,7 @@ static char *series_name(const char *path, int64_t number)
  * navigation trusts it. No tree is built: a header of 100 MB costs its own size and nothing more. Objects are searched
  * from the front, which is quadratic for who asks for every member by name: such callers walk with json_next. */
 
-/* Depth and size that the formats allow. Sizes below 2^31 also make every span's length an int, as %.*s wants it. */
+/* Depth of any text, and size of the largest, a safetensors header. Every span's length is an int, as %.*s wants it. */
 enum { JSON_DEPTH = 128, JSON_BYTES = 100000000 };
 
 /* A place in foreign text; pictures are scanned by it, too. */
@@ -611,18 +571,20 @@ static size_t utf8_length(const unsigned char *p, size_t left)
 static bool utf8_check(const char *text, size_t size, char reason[REASON])
 {
     for (size_t at = 0, length; at < size; at += length) {
-        length = (unsigned char)text[at] < 0x80 ? 1 : utf8_length((const unsigned char *)text + at, size - at);
+        length = utf8_length((const unsigned char *)text + at, size - at);
         EXPECT(length > 0, "byte %zu: expected UTF-8", at);
     }
     return true;
 }
 
-/* The value of four hexadecimal digits; -1 where they are not. */
-static int32_t hex4(const char *p, const char *end)
+/* The value of four hexadecimal digits, which are stepped over; -1 where they are not. */
+static int32_t hex4(const char **p, const char *end)
 {
     char four[5] = {0};
-    memcpy(four, p, (size_t)lesser(end - p, 4));
-    return strspn(four, "0123456789abcdefABCDEF") == 4 ? (int32_t)strtol(four, NULL, 16) : -1;
+    memcpy(four, *p, (size_t)lesser(end - *p, 4));
+    bool digits = strspn(four, "0123456789abcdefABCDEF") == 4;
+    *p += digits ? 4 : 0;
+    return digits ? (int32_t)strtol(four, NULL, 16) : -1;
 }
 
 /* The code point of \uXXXX, from the digits on, which are stepped over. Those from U+10000 on are written as a pair of
@@ -630,17 +592,14 @@ static int32_t hex4(const char *p, const char *end)
  * has no UTF-8. */
 static int32_t escaped_code(const char **p, const char *end)
 {
-    int32_t high = hex4(*p, end), low = -1;
-    if (high < 0)
-        return -1;
-    *p += 4;
+    int32_t high = hex4(p, end);
     if (high < 0xD800 || high > 0xDFFF)
         return high;
-    if (end - *p >= 6 && (*p)[0] == '\\' && (*p)[1] == 'u')
-        low = hex4(*p + 2, end);
+    const char *next = end - *p >= 6 && memcmp(*p, "\\u", 2) == 0 ? *p + 2 : end;
+    int32_t low = hex4(&next, end);
     if (high > 0xDBFF || low < 0xDC00 || low > 0xDFFF)
         return -2;
-    *p += 6;
+    *p = next;
     return 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00);
 }
 
@@ -685,10 +644,9 @@ static bool scan_number(scan *s)
 {
     scan_one(s, "-");
     bool valid = (scan_one(s, "0") || scan_digits(s)) && (!scan_one(s, ".") || scan_digits(s));
-    if (!valid || !scan_one(s, "eE"))
-        return valid;
-    scan_one(s, "+-");
-    return scan_digits(s);
+    bool exponent = valid && scan_one(s, "eE");
+    scan_one(s, exponent ? "+-" : "");
+    return exponent ? scan_digits(s) : valid;
 }
 
 /* A string, a word or a number. Letters after a word are left over, and refused by whoever expects a delimiter. Words
@@ -696,10 +654,6 @@ static bool scan_number(scan *s)
 static bool scan_scalar(scan *s)
 {
     static const char *const words[] = { "true", "false", "null", "-Infinity" };
-    if (peek(s) == '"')
-        return scan_string(s);
-    if (is_digit(peek(s)))
-        return scan_number(s);          /* most values of a large file; asked first */
     for (int i = 0; i < (s->minus_infinity ? 4 : 3); i++) {
         size_t length = strlen(words[i]);
         if ((size_t)(s->end - s->at) >= length && memcmp(s->at, words[i], length) == 0) {
@@ -707,67 +661,62 @@ static bool scan_scalar(scan *s)
             return true;
         }
     }
-    return peek(s) == '-' ? scan_number(s) : fault(s, "a value");
+    if (peek(s) == '"')
+        return scan_string(s);
+    return peek(s) == '-' || is_digit(peek(s)) ? scan_number(s) : fault(s, "a value");
 }
 
-/* A member's name and its colon, with white space before both. What follows the colon is for scan_value. */
-static bool scan_key(scan *s)
-{
-    skip_space(s);
-    bool named = scan_string(s);
-    skip_space(s);
-    return named && (scan_one(s, ":") || fault(s, "a colon"));
-}
-
-/* One value with all that it contains. Each turn reads a member's beginning (with its key in an object), then closes
- * what ends after it. The brackets to come are the whole memory of the nesting:
+/* One value with all that it contains. Each turn reads a member's beginning (in an object its name and colon, too),
+ * then closes what ends after it. The brackets to come are the whole memory of the nesting:
  *
  *     [ 1, { "a": [] } ]      closing: ]   ]   ]}   ]}]   ]}   ]   nothing: done
  *
- * A loop instead of recursion, so that a hostile file cannot choose how much stack is used. */
+ * A loop instead of recursion, so that a hostile file cannot choose how much stack is used. In ASCII each closing
+ * bracket is its opening one + 2. */
 static bool scan_value(scan *s)
 {
     char closing[JSON_DEPTH];
     int depth = 0;
-    for (;;) {
-        if (depth > 0 && closing[depth - 1] == '}' && !scan_key(s))
-            return false;
+    do {
         skip_space(s);
-        int open = peek(s);
-        if (open == '{' || open == '[') {
+        if (depth > 0 && closing[depth - 1] == '}') {
+            if (!scan_string(s))
+                return false;
+            skip_space(s);
+            if (!scan_one(s, ":"))
+                return fault(s, "a colon");
+            skip_space(s);
+        }
+        if (peek(s) == '{' || peek(s) == '[') {
             if (depth == JSON_DEPTH)
                 return fault(s, "at most 128 levels");
-            closing[depth++] = open == '{' ? '}' : ']';
-            s->at++;
+            closing[depth++] = (char)(*s->at++ + 2);
             skip_space(s);
             if (peek(s) != closing[depth - 1])
                 continue;               /* its first member; an empty one closes below */
         } else if (!scan_scalar(s)) {
             return false;
         }
-        for (; depth > 0; s->at++) {
+        for (; depth > 0; depth--, s->at++) {
             skip_space(s);
             if (peek(s) == ',')
                 break;
             if (peek(s) != closing[depth - 1])
                 return fault(s, closing[depth - 1] == '}' ? ", or }" : ", or ]");
-            depth--;
         }
-        if (depth == 0)
-            return true;
-        s->at++;
-    }
+        s->at += depth > 0;             /* the comma */
+    } while (depth > 0);
+    return true;
 }
 
-/* Accepts exactly RFC 8259 in UTF-8 without a byte-order mark, at most 128 levels deep and 100,000,000 bytes long.
- * minus_infinity: takes Python's -Infinity for a number. true: root is the value's span, without the white space around
- * it, and lives as long as the text. false: root is absent, and the reason gives the byte and what was expected there.
- * Allocates nothing. */
+/* Accepts exactly RFC 8259 in UTF-8 without a byte-order mark, at most 128 levels deep; size must be below 2^31, to
+ * which every caller bounds it. minus_infinity: takes Python's -Infinity for a number. true: root is the value's span,
+ * without the white space around it, and lives as long as the text. false: root is absent, and the reason gives the
+ * byte and what was expected there. Allocates nothing. */
 bool json_check(const char *text, size_t size, bool minus_infinity, json *root, char reason[REASON])
 {
     scan s = { text, text, text + size, minus_infinity, reason };
     *root = (json){0};                  /* stays so for refused text, whose spans must not be walked */
-    EXPECT(size <= JSON_BYTES, "%zu bytes: expected at most %d", size, JSON_BYTES);
     skip_space(&s);
     const char *begin = s.at;
     if (!utf8_check(text, size, reason) || !scan_value(&s))
@@ -784,19 +733,20 @@ bool json_check(const char *text, size_t size, bool minus_infinity, json *root, 
  * '0'. */
 char json_kind(json value)
 {
-    char kind = (char)(value.text ? *value.text : 0);
-    if (kind == '-' || is_digit(kind))
-        kind = '0';
-    return kind;
+    char first = (char)(value.text ? *value.text : 0);
+    return first == '-' || is_digit(first) ? '0' : first;
 }
 
-/* The end of the value at p, by the same scanner: of checked text it refuses nothing and needs no place for a
- * reason. */
-static const char *value_end(const char *p, const char *end)
+/* The span of the value that follows at p in checked text, of which the scanner refuses nothing; empty where the
+ * bracket follows that ends at `end`. */
+static json next_span(const char *p, const char *end)
 {
+    while (is_space(*p) || *p == ',' || *p == ':')
+        p++;
     scan s = { p, p, end, true, NULL };
-    scan_value(&s);
-    return s.at;
+    if (p < end - 1)
+        scan_value(&s);
+    return (json){ p, s.at };
 }
 
 /* Steps through an object or list: the next member's name and value, in the text's order. false after the last one, and
@@ -804,24 +754,19 @@ static const char *value_end(const char *p, const char *end)
  * with its quotes, absent in lists; who does not want it gives NULL. Names may repeat: RFC 8259 leaves that open. */
 bool json_next(json container, json *cursor, json *name, json *value)
 {
-    if (json_kind(container) != '{' && json_kind(container) != '[')
+    bool object = json_kind(container) == '{';
+    if (!object && json_kind(container) != '[')
         return false;
-    const char *p = cursor->text ? cursor->text : container.text + 1;
-    while (is_space(*p) || *p == ',')
-        p++;
-    if (p == container.end - 1)         /* the closing bracket */
-        return false;
-    json key = {0};
-    if (*container.text == '{') {
-        key = (json){ p, value_end(p, container.end) };
-        for (p = key.end; is_space(*p) || *p == ':';)
-            p++;
+    json key = {0}, next = next_span(cursor->text ? cursor->text : container.text + 1, container.end);
+    if (object) {
+        key = next;
+        next = next_span(key.end, container.end);
     }
-    *value = (json){ p, value_end(p, container.end) };
     if (name)
         *name = key;
-    *cursor = (json){ value->end, container.end };
-    return true;
+    *value = next;
+    cursor->text = next.end;
+    return next.text < next.end;
 }
 
 /* Appends a code point, 1 to 4 bytes; 0 as two (see json_string). Returns the place after it. The first byte's high
@@ -847,26 +792,22 @@ char *json_string(json value)
     for (const char *p = value.text + 1; p < value.end - 1;) {
         if (*p != '\\') {
             *to++ = *p++;
-        } else if (p[1] != 'u') {
-            *to++ = meaning[strchr(escape, p[1]) - escape];
-            p += 2;
-        } else {
-            p += 2;
-            to = utf8_put(to, (uint32_t)escaped_code(&p, value.end));
+            continue;
         }
+        p += 2;
+        if (p[-1] == 'u')
+            to = utf8_put(to, (uint32_t)escaped_code(&p, value.end));
+        else
+            *to++ = meaning[strchr(escape, p[-1]) - escape];
     }
     return text;
 }
 
-/* Whether a value is that string; absent and other values are not. Only texts with escapes, which are rare, need a
- * decoded copy. */
+/* Whether a value is that string, decoded; absent and other values are not. */
 static bool json_is(json value, const char *word)
 {
-    if (!value.text || *value.text != '"')
-        return false;
-    size_t size = (size_t)(value.end - value.text) - 2;
-    char *text = memchr(value.text, '\\', size + 1) ? json_string(value) : NULL;
-    bool same = text ? strcmp(text, word) == 0 : size == strlen(word) && memcmp(value.text + 1, word, size) == 0;
+    char *text = json_kind(value) == '"' ? json_string(value) : NULL;
+    bool same = text && strcmp(text, word) == 0;
     free(text);
     return same;
 }
@@ -876,7 +817,7 @@ static bool json_is(json value, const char *word)
 json json_member(json object, const char *name)
 {
     json found = {0};
-    for (json at = {0}, key, value; json_kind(object) == '{' && json_next(object, &at, &key, &value);)
+    for (json at = {0}, key, value; json_next(object, &at, &key, &value);)
         if (json_is(key, name))
             found = value;
     return found;
@@ -893,27 +834,23 @@ double json_number(json value)
 }
 
 /* Plain decimal digits that fit 64 bits: sizes and offsets, which a double would round from 2^53 on. false for anything
- * else and for absent values; the grammar has already refused leading zeros. */
+ * else; the grammar has already refused leading zeros. value must be a member: what ends a number for strtoull is the
+ * delimiter after it. */
 static bool json_natural(json value, uint64_t *number)
 {
-    *number = 0;
-    for (const char *p = value.text; p < value.end; p++) {
-        uint64_t digit = (uint64_t)(*p - '0');
-        if (!is_digit(*p) || !multiply(*number, 10, number) || *number > UINT64_MAX - digit)
-            return false;
-        *number += digit;
-    }
-    return value.text != NULL;
+    char *end = NULL;
+    errno = 0;
+    *number = is_digit(*value.text) ? strtoull(value.text, &end, 10) : 0;
+    return end == value.end && errno == 0;
 }
 
 /* A natural number with an optional minus, up to 2^63 - 1 either way: 24.0 and 1e3 are not integers, as they are none
  * in Python, whose json makes floats of them. */
 static bool json_integer(json value, int64_t *number)
 {
-    uint64_t size = 0;
-    bool minus = value.text && *value.text == '-';
-    if (minus)
-        value.text++;
+    uint64_t size;
+    bool minus = *value.text == '-';
+    value.text += minus;
     bool fits = json_natural(value, &size) && size <= (uint64_t)INT64_MAX;
     *number = minus ? -(int64_t)size : (int64_t)size;
     return fits;
@@ -925,10 +862,6 @@ static bool json_integer(json value, int64_t *number)
  * the value for an absent field, which is the public class's default. A field that is there must be right: wrong types
  * and impossible values end with BAD_INPUT, naming file, field, value and what was expected. Fields that no getter asks
  * for are ignored: published files carry many. */
-
-/* Names that were asked for, so that `info` can list the others. Behind a pointer, since configs are passed by
- * value. */
-struct words { char **list; size_t count; };
 
 /* The object that a JSON file holds; the text it points into is returned, to be freed or kept. Anything but one object
  * (a list, a bare string) is BAD_INPUT, as is what json_check refuses. -Infinity is taken: diffusers' own scheduler
@@ -955,9 +888,7 @@ config config_open(const char *folder, const char *name)
 /* The counterpart of config_open; values read before stay valid, spans of text do not. */
 void config_close(config c)
 {
-    for (size_t i = 0; i < c.read->count; i++)
-        free(c.read->list[i]);
-    free(c.read->list), free(c.read), free(c.text), free(c.path);
+    free(c.read->text), free(c.read), free(c.text), free(c.path);
 }
 
 /* Dies with BAD_INPUT and "PATH: FIELD: got VALUE, " and then the caller's words: "expected ...; what to do". The value
@@ -967,8 +898,9 @@ _Noreturn void config_refuse(config c, const char *field, const char *format, ..
     FORMATTED(words, format);
     json v = json_member(c.root, field);
     NEED(v.text, "%s: %s: got nothing, %s", c.path, field, words);
-    int length = (int)lesser(v.end - v.text, 80);
-    die(BAD_INPUT, "%s: %s: got %.*s%s, %s", c.path, field, length, v.text, v.end - v.text > 80 ? "..." : "", words);
+    int64_t length = v.end - v.text;
+    die(BAD_INPUT, "%s: %s: got %.*s%s, %s", c.path, field, (int)lesser(length, 80), v.text, length > 80 ? "..." : "",
+        words);
 }
 
 /* A field as JSON, for what the getters below do not cover; absent where the file has none, or null, which is how
@@ -976,11 +908,8 @@ _Noreturn void config_refuse(config c, const char *field, const char *format, ..
 json config_member(config c, const char *field)
 {
     json v = json_member(c.root, field);
-    c.read->list = grow(c.read->list, c.read->count + 1, sizeof *c.read->list);
-    c.read->list[c.read->count++] = text_of("%s", field);
-    if (json_kind(v) == 'n')
-        v.text = NULL;
-    return v;
+    print_to(c.read, "%s%c", field, 0);
+    return json_kind(v) == 'n' ? (json){0} : v;
 }
 
 /* "  not read: FIELD FIELD ... (PATH)" on standard output, or nothing. Whoever edits a field and sees no change finds
@@ -990,8 +919,8 @@ void config_print_unread(config c)
     bool any = false;
     for (json at = {0}, name, value; json_next(c.root, &at, &name, &value);) {
         bool known = json_kind(value) == 'n';
-        for (size_t i = 0; i < c.read->count && !known; i++)
-            known = json_is(name, c.read->list[i]);
+        for (size_t i = 0; i < c.read->length && !known; i += strlen(c.read->text + i) + 1)
+            known = json_is(name, c.read->text + i);
         if (!known)
             printf("%s%.*s", any ? " " : "  not read: ", (int)(name.end - name.text - 2), name.text + 1);
         any |= !known;
@@ -1007,8 +936,7 @@ int64_t config_int(config c, const char *field, int64_t otherwise, int64_t least
     json v = config_member(c, field);
     int64_t number = otherwise;
     bool valid = v.text ? json_integer(v, &number) && number >= least && number <= most : otherwise != REQUIRED;
-    if (!valid)
-        config_refuse(c, field, "expected an integer from %" PRId64 " to %" PRId64 "; mend the file", least, most);
+    CONFIG_NEED(valid, c, field, "expected an integer from %" PRId64 " to %" PRId64 "; mend the file", least, most);
     return number;
 }
 
@@ -1018,8 +946,7 @@ double config_real(config c, const char *field, double otherwise)
 {
     json v = config_member(c, field);
     double number = !v.text ? otherwise : json_kind(v) == '0' ? json_number(v) : NAN;
-    if (!isfinite(number))
-        config_refuse(c, field, "expected a finite number; mend the file");
+    CONFIG_NEED(isfinite(number), c, field, "expected a finite number; mend the file");
     return number;
 }
 
@@ -1028,8 +955,7 @@ double config_real(config c, const char *field, double otherwise)
 bool config_bool(config c, const char *field, bool otherwise)
 {
     char kind = json_kind(config_member(c, field));
-    if (kind && kind != 't' && kind != 'f')
-        config_refuse(c, field, "expected true or false; mend the file");
+    CONFIG_NEED(!kind || kind == 't' || kind == 'f', c, field, "expected true or false; mend the file");
     return kind ? kind == 't' : otherwise;
 }
 
@@ -1038,8 +964,7 @@ bool config_bool(config c, const char *field, bool otherwise)
 char *config_word(config c, const char *field, const char *otherwise)
 {
     json v = config_member(c, field);
-    if (v.text ? json_kind(v) != '"' : !otherwise)
-        config_refuse(c, field, "expected a string; mend the file");
+    CONFIG_NEED(v.text ? json_kind(v) == '"' : otherwise != NULL, c, field, "expected a string; mend the file");
     return v.text ? json_string(v) : text_of("%s", otherwise);
 }
 
@@ -1048,8 +973,7 @@ int config_choice(config c, const char *field, const char *otherwise, const char
 {
     char *word = config_word(c, field, otherwise);
     int place = place_of(word, words, count);
-    if (place < 0)
-        config_refuse(c, field, "which is not supported; %s is near", nearest_word(word, words, count));
+    CONFIG_NEED(place >= 0, c, field, "which is not supported; %s is near", nearest_word(word, words, count));
     free(word);
     return place;
 }
@@ -1060,11 +984,10 @@ int config_ints(config c, const char *field, int64_t *list, int most)
 {
     json v = config_member(c, field);
     int count = v.text ? 0 : -1;
-    if (v.text && json_kind(v) != '[')
-        config_refuse(c, field, "expected a list of integers; mend the file");
+    CONFIG_NEED(!v.text || json_kind(v) == '[', c, field, "expected a list of integers; mend the file");
     for (json at = {0}, item; json_next(v, &at, NULL, &item); count++)
-        if (count == most || !json_integer(item, &list[count]))
-            config_refuse(c, field, "expected a list of integers, at most %d; mend the file", most);
+        CONFIG_NEED(count < most && json_integer(item, &list[count]), c, field,
+                    "expected a list of integers, at most %d; mend the file", most);
     return count;
 }
 
@@ -1095,7 +1018,7 @@ static int python_words(const char *text, char **list, int most)
     int count = 0;
     if (*p != '(' && *p != '[')
         return -1;
-    for (p += 1 + strspn(p + 1, " "); *p != close; p += strspn(p, " ")) {
+    for (p++; p += strspn(p, " "), *p != close; p += *p == ',') {
         const char *end = *p == '\'' || *p == '"' ? strchr(p + 1, *p) : NULL;
         if (!end || count == most)
             return -1;
@@ -1103,7 +1026,6 @@ static int python_words(const char *text, char **list, int most)
         p = end + 1 + strspn(end + 1, " ");
         if (*p != ',' && *p != close)
             return -1;
-        p += *p == ',';
     }
     return p[1 + strspn(p + 1, " ")] == 0 ? count : -1;
 }
@@ -1114,18 +1036,14 @@ static int python_words(const char *text, char **list, int most)
 int config_words(config c, const char *field, char **list, int most)
 {
     json v = config_member(c, field);
-    int count = json_kind(v) == '[' ? 0 : -1;
     char *text = json_kind(v) == '"' ? json_string(v) : NULL;
-    if (text)
-        count = python_words(text, list, most);
-    for (json at = {0}, item; count >= 0 && json_next(v, &at, NULL, &item);) {      /* a string has no members */
-        bool fits = count < most && json_kind(item) == '"';
-        if (fits)
-            list[count] = json_string(item);
-        count = fits ? count + 1 : -1;
-    }
-    if (v.text && count < 0)
-        config_refuse(c, field, "expected a list of at most %d names; mend the file", most);
+    int count = text ? python_words(text, list, most) : json_kind(v) == '[' ? 0 : -1;
+    for (json at = {0}, item; count >= 0 && json_next(v, &at, NULL, &item);)        /* a string has no members */
+        if (count < most && json_kind(item) == '"')
+            list[count++] = json_string(item);
+        else
+            count = -1;
+    CONFIG_NEED(!v.text || count >= 0, c, field, "expected a list of at most %d names; mend the file", most);
     free(text);
     return count;
 }
@@ -1196,7 +1114,7 @@ static int64_t members(json container)
  * multiplied in their order, as the official reader does: [2^40, 2^40, 0] overflows. */
 static bool shape_read(st_tensor *t, json list, char reason[REASON])
 {
-    uint64_t bits, dim;
+    uint64_t dim;
     EXPECT(json_kind(list) == '[', "rule 10: shape is no list");
     t->dim = allocate((size_t)members(list), sizeof *t->dim);
     t->count = 1;
@@ -1206,33 +1124,20 @@ static bool shape_read(st_tensor *t, json list, char reason[REASON])
         EXPECT(multiply(t->count, dim, &t->count), "rule 10: the shape overflows");
         t->dim[t->ndim++] = (int64_t)dim;
     }
-    bool whole = multiply(t->count, (uint64_t)dtype_bits[t->type], &bits) && bits % 8 == 0;
+    bool whole = multiply(t->count, (uint64_t)dtype_bits[t->type], &t->bytes) && t->bytes % 8 == 0;
     EXPECT(whole, "rule 10: the size overflows, or is no whole number of bytes");
-    t->bytes = bits / 8;
-    return true;
-}
-
-/* Rules 9, 11 and 13, after the shape. Offsets stay numbers here, since nothing says yet that they are inside the file;
- * what they enclose is checked against the shape first, so that one number, begin, is enough from now on. */
-static bool offsets_read(st_tensor *t, json list, char reason[REASON])
-{
-    uint64_t offset[2] = {0}, *to = offset;
-    EXPECT(json_kind(list) == '[' && members(list) == 2, "rule 11: data_offsets is no list of two numbers");
-    for (json at = {0}, item; json_next(list, &at, NULL, &item); to++)
-        EXPECT(json_natural(item, to), "rule 9: an offset is no plain number");
-    EXPECT(offset[0] <= offset[1], "rule 11: data_offsets go backwards");
-    t->begin = offset[0];
-    uint64_t bytes = offset[1] - offset[0];
-    EXPECT(bytes == t->bytes, "rule 13: got %" PRIu64 " bytes, expected %" PRIu64, bytes, t->bytes);
+    t->bytes /= 8;
     return true;
 }
 
 /* Rules 7 to 11 and 13 for one tensor. Fields are found first and read afterwards: the dtype may follow the shape,
- * whose bytes it decides. */
+ * whose bytes it decides. Offsets stay numbers here, since nothing says yet that they are inside the file; what they
+ * enclose is checked against the shape, so that one number, begin, is enough from now on. */
 static bool tensor_read(st_tensor *t, json object, char reason[REASON])
 {
     static const char *const names[] = { "dtype", "shape", "data_offsets" };
     json field[3] = {{0}};
+    uint64_t offset[2], *to = offset;
     EXPECT(json_kind(object) == '{', "rule 7: no object");
     for (json at = {0}, key, value; json_next(object, &at, &key, &value);)
         for (int i = 0; i < 3; i++) {
@@ -1242,41 +1147,45 @@ static bool tensor_read(st_tensor *t, json object, char reason[REASON])
         }
     for (int i = 0; i < 3; i++)
         EXPECT(field[i].text, "rule 7: no %s", names[i]);
-    for (t->type = 0; t->type < DTYPES && !json_is(field[0], dtype_name[t->type]);)
+    while (t->type < DTYPES && !json_is(field[0], dtype_name[t->type]))
         t->type++;
     int length = (int)lesser(field[0].end - field[0].text, 40);
     EXPECT(t->type < DTYPES, "rule 8: unknown dtype %.*s", length, field[0].text);
-    return shape_read(t, field[1], reason) && offsets_read(t, field[2], reason);
-}
-
-/* Rule 6. Its strings are free text; only compare reads any of them. */
-static bool metadata_read(safetensors *file, json value, char reason[REASON])
-{
-    EXPECT(!file->metadata.text, "rule 6: __metadata__ twice");
-    EXPECT(json_kind(value) == '{' || json_kind(value) == 'n', "rule 6: __metadata__ is no object");
-    for (json at = {0}, item; json_next(value, &at, NULL, &item);)
-        EXPECT(json_kind(item) == '"', "rule 6: __metadata__ holds more than strings");
-    file->metadata = value;
+    if (!shape_read(t, field[1], reason))
+        return false;
+    bool pair = json_kind(field[2]) == '[' && members(field[2]) == 2;
+    EXPECT(pair, "rule 11: data_offsets is no list of two numbers");
+    for (json at = {0}, item; json_next(field[2], &at, NULL, &item); to++)
+        EXPECT(json_natural(item, to), "rule 9: an offset is no plain number");
+    EXPECT(offset[0] <= offset[1], "rule 11: data_offsets go backwards");
+    t->begin = offset[0];
+    EXPECT(offset[1] - offset[0] == t->bytes, "rule 13: got %" PRIu64 " bytes, expected %" PRIu64,
+           offset[1] - offset[0], t->bytes);
     return true;
 }
 
 /* Rules 6 to 11 and 13: every member of the header by itself. Room for all is made at once: a struct for each member,
- * which has cost its bytes of header. After false, the tensors counted so far are to be freed. */
+ * which has cost its bytes of header. Metadata are free text; only compare reads any of them. After false, the tensors
+ * counted so far are to be freed. */
 static bool header_read(safetensors *file, json root, char reason[REASON])
 {
     char why[REASON];
     size_t room = (size_t)members(root);
     file->tensors = allocate(room, sizeof *file->tensors);
     file->used = allocate(room, sizeof *file->used);
+    file->by_name = allocate(room, sizeof *file->by_name);
     for (json at = {0}, key, value; json_next(root, &at, &key, &value);) {
-        if (json_is(key, "__metadata__")) {
-            if (!metadata_read(file, value, reason))
-                return false;
+        if (!json_is(key, "__metadata__")) {
+            st_tensor *t = &file->tensors[file->count++];
+            t->name = json_string(key);
+            EXPECT(tensor_read(t, value, why), "%s: tensor \"%s\"", why, t->name);
             continue;
         }
-        st_tensor *t = &file->tensors[file->count++];
-        t->name = json_string(key);
-        EXPECT(tensor_read(t, value, why), "%s: tensor \"%s\"", why, t->name);
+        EXPECT(!file->metadata.text, "rule 6: __metadata__ twice");
+        EXPECT(json_kind(value) == '{' || json_kind(value) == 'n', "rule 6: __metadata__ is no object");
+        for (json inside = {0}, item; json_next(value, &inside, NULL, &item);)
+            EXPECT(json_kind(item) == '"', "rule 6: __metadata__ holds more than strings");
+        file->metadata = value;
     }
     return true;
 }
@@ -1296,9 +1205,10 @@ static int by_name(const void *a, const void *b)
     return strcmp((*(const st_tensor *const *)a)->name, (*(const st_tensor *const *)b)->name);
 }
 
-/* Rules 12 and 14, on the tensors in the order of their data. With every begin where the one before ended, there is no
- * hole to hide anything in, and no byte that two tensors share. Only here do offsets become pointers: everything before
- * `at` is inside the file. */
+/* Rules 12, 14 and S1. In the order of the data, with every begin where the one before ended, there is no hole to hide
+ * anything in, and no byte that two tensors share. Only here do offsets become pointers: everything before `at` is
+ * inside the file. In the order of names, which safetensors_find searches afterwards, equal ones are neighbours; they
+ * are compared as decoded, so that "a" and "\u0061" are twice the same. */
 static bool layout_check(safetensors *file, const unsigned char *data, uint64_t size, char reason[REASON])
 {
     uint64_t at = 0;
@@ -1309,24 +1219,14 @@ static bool layout_check(safetensors *file, const unsigned char *data, uint64_t 
         EXPECT(t->bytes <= size - at, "rule 14: ends after the file: tensor \"%s\"", t->name);
         t->data = data + at;
         t->file = file;
+        file->by_name[i] = t;
         at += t->bytes;
     }
     EXPECT(at == size, "rule 14: got %" PRIu64 " bytes of data, expected %" PRIu64, size, at);
-    return true;
-}
-
-/* Rule S1, on the sorted list that safetensors_find searches afterwards: equal names are neighbours there. Names are
- * compared as decoded, so that "a" and "\u0061" are twice the same. */
-static bool names_check(safetensors *file, char reason[REASON])
-{
-    file->by_name = allocate((size_t)file->count, sizeof *file->by_name);
-    for (int64_t i = 0; i < file->count; i++)
-        file->by_name[i] = &file->tensors[i];
     qsort(file->by_name, (size_t)file->count, sizeof *file->by_name, by_name);
-    for (int64_t i = 1; i < file->count; i++) {
-        const char *name = file->by_name[i]->name;
-        EXPECT(strcmp(file->by_name[i - 1]->name, name) != 0, "rule S1: twice in the file: tensor \"%s\"", name);
-    }
+    for (int64_t i = 1; i < file->count; i++)
+        EXPECT(by_name(&file->by_name[i - 1], &file->by_name[i]) != 0, "rule S1: twice in the file: tensor \"%s\"",
+               file->by_name[i]->name);
     return true;
 }
 
@@ -1346,8 +1246,7 @@ bool safetensors_parse(const unsigned char *bytes, size_t size, safetensors *out
     EXPECT(utf8_check(header, (size_t)n, why), "rule 4: header: %s", why);
     EXPECT(json_check(header, (size_t)n, false, &root, why), "rule 5: header: %s", why);
     EXPECT(json_kind(root) == '{', "rule 5: header: expected an object");
-    bool valid = header_read(out, root, reason) && layout_check(out, bytes + 8 + n, size - 8 - n, reason) &&
-                 names_check(out, reason);
+    bool valid = header_read(out, root, reason) && layout_check(out, bytes + 8 + n, size - 8 - n, reason);
     if (!valid)
         safetensors_free(out);
     return valid;
@@ -1370,9 +1269,8 @@ safetensors *safetensors_open(const char *path)
 /* What safetensors_parse allocated, also where it gave up half-way; the bytes are the caller's. file is empty then. */
 void safetensors_free(safetensors *file)
 {
-    for (int64_t i = 0; i < file->count; i++) {
+    for (int64_t i = 0; i < file->count; i++)
         free(file->tensors[i].name), free(file->tensors[i].dim);
-    }
     free(file->tensors), free(file->by_name), free(file->used);
     *file = (safetensors){0};
 }
@@ -1441,11 +1339,10 @@ uint64_t hash_bytes(uint64_t h, const void *data, size_t size)
 {
     const uint64_t odd = 0x9E3779B97F4A7C15u;       /* 2^64 / golden ratio */
     const unsigned char *at = data;
-    uint64_t lane[4] = { h, h + 1, h + 2, h + 3 }, word[4];
+    uint64_t lane[4] = { h, h + 1, h + 2, h + 3 };
     for (size_t left = size, count; left > 0; at += count, left -= count) {
+        uint64_t word[4] = {0};
         count = left < sizeof word ? left : sizeof word;
-        if (count < sizeof word)
-            memset(word, 0, sizeof word);
         memcpy(word, at, count);
         for (int i = 0; i < 4; i++)
             lane[i] = (lane[i] ^ word[i]) * odd, lane[i] ^= lane[i] >> 29;
@@ -1511,7 +1408,7 @@ void safetensors_write(const char *path, const st_entry *entries, int count)
     safetensors_put(path, entries, count, true);
 }
 
-/* One integer, sign-extended to 64 bits of two's complement, whatever the host has. */
+/* One integer, sign-extended to 64 bits of two's complement, whatever the host has; or the bits of an F64. */
 static uint64_t integer(const st_tensor *t, uint64_t i)
 {
     int bytes = dtype_bits[t->type] / 8;
@@ -1531,15 +1428,10 @@ static void load(const st_tensor *t, uint64_t first, int64_t n, double *out)
     bool narrow = !is_integer(t->type) && t->type != F64;
     if (narrow)
         weight_row((weight){ .data = p, .type = t->type, .ndim = 2, .dim = { 1, n } }, 0, 0, n, widened);
-    for (int64_t i = 0; narrow && i < n; i++)
-        out[i] = (double)widened[i];
-    for (int64_t i = 0; t->type == F64 && i < n; i++)
-        out[i] = bits_double(little_endian(p + 8 * i, 8));
-    for (int64_t i = 0; t->type == U8 && i < n; i++)
-        out[i] = p[i];
-    for (int64_t i = 0; is_integer(t->type) && t->type != U8 && i < n; i++) {
-        uint64_t bits = integer(t, first + (uint64_t)i);
-        out[i] = bits >> 63 && t->type != U64 ? -(double)~bits - 1 : (double)bits;
+    for (int64_t i = 0; i < n; i++) {
+        uint64_t bits = narrow ? 0 : integer(t, first + (uint64_t)i);
+        double whole = bits >> 63 && t->type != U64 ? -(double)~bits - 1 : (double)bits;
+        out[i] = narrow ? (double)widened[i] : t->type == F64 ? bits_double(bits) : whole;
     }
 }
 
@@ -1585,31 +1477,27 @@ static const safetensors *weights_add(weights *w, const char *path)
     return w->files[w->nfiles++] = safetensors_open(path);
 }
 
-/* One line of an index: the tensor must be in that file, which must be below the folder, and named once. A downloaded
- * index must not make the program read files elsewhere, hence no leading '/' and no "..". */
-static void shard_entry(weights *w, const char *path, json key, json value)
-{
-    char *name = json_string(key), *shard = json_kind(value) == '"' ? json_string(value) : text_of("/");
-    NEED(*shard && *shard != '/' && !strstr(shard, ".."),
-         "%s: weight_map: %s: got the file \"%s\", expected one inside; mend it", path, name, shard);
-    char *below = text_of("%s/%s", w->folder, shard);
-    const st_tensor *t = safetensors_find(weights_add(w, below), name);
-    NEED(t, "%s: weight_map: %s: got none in %s, expected it there; copy both again", path, name, below);
-    NEED(!*used(t), "%s: weight_map: %s: got it twice, expected it once; copy the index again", path, name);
-    *used(t) = true;
-    free(name), free(shard), free(below);
-}
-
-/* Opens what the index names and checks it both ways: every line has its tensor, every tensor its line. Otherwise index
- * and shards are of different models: BAD_INPUT. `used` serves here for "named by the index" and is cleared again. */
+/* Opens what the index names and checks it both ways: every line has its tensor, every tensor its line, once. Otherwise
+ * index and shards are of different models: BAD_INPUT. `used` serves here for "named by the index" and is cleared
+ * again. Files must be below the folder: a downloaded index must not make the program read others, hence no leading '/'
+ * and no "..". */
 static void shards_open(weights *w, const char *path)
 {
     json root;
     char *text = json_file(path, &root);
     json map = json_member(root, "weight_map");
     NEED(json_kind(map) == '{', "%s: weight_map: got no object, expected one; copy it again", path);
-    for (json at = {0}, key, value; json_next(map, &at, &key, &value);)
-        shard_entry(w, path, key, value);
+    for (json at = {0}, key, value; json_next(map, &at, &key, &value);) {
+        char *name = json_string(key), *shard = json_kind(value) == '"' ? json_string(value) : text_of("/");
+        NEED(*shard && *shard != '/' && !strstr(shard, ".."),
+             "%s: weight_map: %s: got the file \"%s\", expected one inside; mend it", path, name, shard);
+        char *below = text_of("%s/%s", w->folder, shard);
+        const st_tensor *t = safetensors_find(weights_add(w, below), name);
+        NEED(t, "%s: weight_map: %s: got none in %s, expected it there; copy both again", path, name, below);
+        NEED(!*used(t), "%s: weight_map: %s: got it twice, expected it once; copy the index again", path, name);
+        *used(t) = true;
+        free(name), free(shard), free(below);
+    }
     for (int f = 0; f < w->nfiles; f++)
         for (const st_tensor *t = w->files[f]->tensors; t < w->files[f]->tensors + w->files[f]->count; t++) {
             NEED(*used(t), "%s: tensor %s: got it here, expected it where %s names it; copy both again",
@@ -1624,8 +1512,7 @@ static void shards_open(weights *w, const char *path)
 weights *weights_open(const char *folder, const char *stem)
 {
     weights *w = allocate(1, sizeof *w);
-    w->folder = text_of("%s", folder);
-    w->stem = text_of("%s", stem);
+    *w = (weights){ .folder = text_of("%s", folder), .stem = text_of("%s", stem) };
     char *single = text_of("%s/%s.safetensors", folder, stem), *index = text_of("%s.index.json", single);
     bool whole = file_exists(single);
     NEED(whole || file_exists(index), "%s: got neither it nor its .index.json, expected one of them; check the folder",
@@ -1680,21 +1567,10 @@ static const st_tensor *lora_find(const safetensors *file, const char *name, con
     return t;
 }
 
-/* The factor of one file's update: its weight * alpha / rank (merge_lora's multiplier * alpha). Without
- * alpha it is the weight alone, as there. scale: the weight that the user gave. */
-static real lora_scale(const st_tensor *alpha, double scale, int64_t rank)
-{
-    if (!alpha)
-        return (real)scale;
-    double value = alpha->count == 1 && is_number(alpha->type) ? element(alpha, 0) : NAN;
-    NEED(isfinite(value), "%s: tensor %s: got no finite number, expected one; export it again", alpha->file->path,
-         alpha->name);
-    return (real)(scale * value / (double)rank);
-}
-
 /* The update that file i has for the matrix [N][K] or convolution [N][K][y][x], put in front of `next`: up [N][rank],
  * down [rank][K], with two sides of 1 more for a convolution. The rank is what the file says; the other sides must be
- * the matrix's. Half an update is BAD_INPUT; none leaves the list as it is. */
+ * the matrix's. Half an update is BAD_INPUT; none leaves the list as it is. Its factor is the weight that the user
+ * gave, times alpha / rank (merge_lora's multiplier * alpha); without alpha the weight alone, as there. */
 static const lora *lora_link(const weights *w, int i, const char *stem, const weight *matrix, const lora *next)
 {
     const safetensors *file = w->loras[i];
@@ -1707,11 +1583,17 @@ static const lora *lora_link(const weights *w, int i, const char *stem, const we
     int64_t rank = up->ndim == matrix->ndim ? greater(up->dim[1], 1) : 1;   /* 0 then fails the check of shapes */
     lora *link = allocate(1, sizeof *link);
     *link = (lora){ .up = weight_view(up, (shape){ matrix->ndim, { matrix->dim[0], rank, 1, 1 } }),
-                    .down = weight_view(down, (shape){ matrix->ndim, { rank, matrix->dim[1], 1, 1 } }),
-                    .scale = lora_scale(alpha, w->lora_scales[i], rank), .next = next };
-    *used(up) = *used(down) = true;
-    if (alpha)
+                    .down = weight_view(down, (shape){ matrix->ndim, { rank, matrix->dim[1], 1, 1 } }), .next = next };
+    double scale = w->lora_scales[i];
+    if (alpha) {
+        double value = alpha->count == 1 && is_number(alpha->type) ? element(alpha, 0) : NAN;
+        NEED(isfinite(value), "%s: tensor %s: got no finite number, expected one; export it again", file->path,
+             alpha->name);
+        scale = scale * value / (double)rank;
         *used(alpha) = true;
+    }
+    link->scale = (real)scale;
+    *used(up) = *used(down) = true;
     return link;
 }
 
@@ -1750,63 +1632,22 @@ static dtype fp8_of(const weights *w, const char *key)
     return takes ? w->fp8 : (dtype)0;
 }
 
-/* What is bound from now on is rounded to FP8 while it is widened, in layers of that many elements or more. kept must
- * outlive w. */
-void weights_set_fp8(weights *w, dtype t, uint64_t least, const char *const *kept)
+/* A measurement's weight, so that one layer of the published model can be timed on any machine without a file: F32,
+ * uniform in -s to s, s = 1 / sqrt(inputs + 1) for the inputs of one output: about a trained layer's size, so that no
+ * measurement runs into infinities. Knuth's 64-bit linear congruence, its upper 24 bits, which are all that a float
+ * holds. */
+static weight random_weight(shape expected, const char *key)
 {
-    w->fp8 = t;
-    w->fp8_least = least;
-    w->fp8_kept = kept;
-}
-
-/* Weights for measurements: every name is there, in that type (F32 or BF16), with numbers of a trained layer's size. No
- * file is needed, so that one layer of the published model can be timed on any machine. */
-weights *weights_random(dtype type)
-{
-    weights *w = allocate(1, sizeof *w);
-    w->random = true;
-    w->random_type = type;
-    return w;
-}
-
-/* Uniform in -s to s, s = 1 / sqrt(inputs + 1) for the inputs of one output: about a trained layer's size, so that no
- * measurement runs into infinities. Knuth's 64-bit linear congruence, its upper 24 bits, which
- * are all that a float holds. BF16 is the upper half of an F32. */
-static weight random_weight(const weights *w, shape expected, char *key)
-{
-    uint64_t count = shape_count(expected), inputs = count / (uint64_t)expected.dim[0], state = 1;
-    size_t size = (size_t)dtype_bits[w->random_type] / 8;
-    unsigned char *bytes = allocate(count, size);
-    float scale = 1.0f / sqrtf((float)inputs + 1);
-    for (uint64_t i = 0; i < count; i++) {
+    size_t count = shape_count(expected);
+    uint64_t state = 1;
+    float *x = allocate(count, sizeof *x), scale = 1.0f / sqrtf((float)(count / (size_t)expected.dim[0]) + 1);
+    for (size_t i = 0; i < count; i++) {
         state = state * 6364136223846793005u + 1442695040888963407u;
-        float x = scale * ((float)(state >> 40) * 0x1p-23f - 1);
-        uint32_t bits;
-        memcpy(&bits, &x, sizeof bits);
-        bits >>= w->random_type == BF16 ? 16 : 0;
-        for (size_t b = 0; b < size; b++)
-            bytes[i * size + b] = (unsigned char)(bits >> 8 * b);
+        x[i] = scale * ((float)(state >> 40) * 0x1p-23f - 1);
     }
-    const safetensors none = { .path = (char[]){ "random weights" } };
-    return weight_view(&(st_tensor){ .name = key, .type = w->random_type, .ndim = expected.ndim, .dim = expected.dim,
-                                     .data = bytes, .file = &none }, expected);
-}
-
-/* What bind and bind_conv share: the tensor of that name, checked and marked, or BAD_INPUT. Takes over key. Updates
- * hang on every matrix: no caller has to ask for them. */
-static weight bind_key(weights *w, shape expected, char *key)
-{
-    if (w->random)
-        return random_weight(w, expected, key);
-    const st_tensor *t = weights_find(w, key);
-    NEED(t, "%s/%s: tensor %s: got none, expected %s; check the configuration, or copy the file again", w->folder,
-         w->stem, key, list_text(expected.ndim, expected.dim));
-    free(key);
-    *used(t) = true;
-    weight v = weight_view(t, expected);
-    v.lora = lora_bind(w, &v);
-    v.fp8 = fp8_of(w, v.key);
-    w->fp8_layers += v.fp8 && v.ndim <= 2 && strcmp(strrchr(v.key, '.'), ".weight") == 0;
+    unsigned char *data = (unsigned char *)x, *turned = file_order(data, count, sizeof *x);
+    weight v = { .data = turned ? turned : data, .type = F32, .ndim = expected.ndim, .key = key };
+    memcpy(v.dim, expected.dim, sizeof v.dim);
     return v;
 }
 
@@ -1816,7 +1657,18 @@ static weight bind_key(weights *w, shape expected, char *key)
 weight bind(weights *w, shape expected, const char *key, ...)
 {
     FORMATTED(name, key);
-    return bind_key(w, expected, name);
+    if (w->random)
+        return random_weight(expected, name);
+    const st_tensor *t = weights_find(w, name);
+    NEED(t, "%s/%s: tensor %s: got none, expected %s; check the configuration, or copy the file again", w->folder,
+         w->stem, name, list_text(expected.ndim, expected.dim));
+    free(name);
+    *used(t) = true;
+    weight v = weight_view(t, expected);
+    v.lora = lora_bind(w, &v);
+    v.fp8 = fp8_of(w, v.key);
+    w->fp8_layers += v.fp8 && v.ndim <= 2 && strcmp(strrchr(v.key, '.'), ".weight") == 0;
+    return v;
 }
 
 /* As bind, for a convolution. expected: [Cout][Cin][t][y][x] or fewer kernel dimensions, as PyTorch stores them. The
@@ -1829,20 +1681,20 @@ weight bind(weights *w, shape expected, const char *key, ...)
 weight bind_conv(weights *w, shape expected, const char *key, ...)
 {
     FORMATTED(name, key);
-    weight v = bind_key(w, expected, name);
-    size_t size = (size_t)dtype_bits[v.type] / 8, cout = (size_t)v.dim[0], cin = (size_t)v.dim[1], taps = 1;
-    for (int i = 2; i < v.ndim; i++)
-        taps *= (size_t)v.dim[i];
+    weight v = bind(w, expected, "%s", name);
+    size_t cout = (size_t)v.dim[0], cin = (size_t)v.dim[1], taps = shape_count(expected) / cout / cin;
+    size_t size = (size_t)dtype_bits[v.type] / 8;
     unsigned char *copy = allocate(cout * cin * taps, size), *to = copy;
     for (size_t n = 0; n < cout; n++)
         for (size_t k = 0; k < taps; k++)
             for (size_t c = 0; c < cin; c++, to += size)
                 memcpy(to, v.data + ((n * cin + c) * taps + k) * size, size);
-    int64_t cin_last[] = { v.dim[0], (int64_t)taps, v.dim[1] };
     w->copied += cout * cin * taps * size;
     v.data = copy;
     v.ndim = 3;
-    memcpy(v.dim, cin_last, sizeof cin_last);
+    v.dim[1] = (int64_t)taps;
+    v.dim[2] = (int64_t)cin;
+    free(name);
     return v;
 }
 
@@ -1855,17 +1707,6 @@ layer bind_layer(weights *w, shape expected, const char *name, ...)
     l.bias = bind(w, SHAPE(expected.dim[0]), "%s.bias", key);
     free(key);
     return l;
-}
-
-/* Files of low-rank updates and what each is worth; what is bound from now on takes them along. The lists must outlive
- * w. Tensors of these files are marked like the model's own, and weights_done asks for them. */
-void weights_add_loras(weights *w, const safetensors *const *files, const double *scales, int count)
-{
-    w->loras = files;
-    w->lora_scales = scales;
-    w->nloras = count;
-    for (int i = 0; i < count; i++)
-        memset(files[i]->used, 0, (size_t)files[i]->count * sizeof *files[i]->used);
 }
 
 /* The place of the first nan or infinity of a tensor of floats, as `real` sees it (through fp8, if not 0); -1: none, or
@@ -1885,13 +1726,19 @@ static int64_t nonfinite(const st_tensor *t, dtype fp8)
     return -1;
 }
 
+/* The files that w reads, its own and then those of low-rank updates; f from 0 to nfiles + nloras - 1. */
+const safetensors *weights_file(const weights *w, int f)
+{
+    return f < w->nfiles ? w->files[f] : w->loras[f - w->nfiles];
+}
+
 /* The first tensor that holds a nan or an infinity, and the place of it in *index; NULL: none. Looks at all of them,
  * bound or not: the search for the culprit after a stage has gone wrong. Reads every page of the files, which is why no
  * run begins with it. */
 const st_tensor *weights_nonfinite(const weights *w, int64_t *index)
 {
     for (int f = 0; f < w->nfiles + w->nloras; f++) {
-        const safetensors *file = f < w->nfiles ? w->files[f] : w->loras[f - w->nfiles];
+        const safetensors *file = weights_file(w, f);
         for (const st_tensor *t = file->tensors; t < file->tensors + file->count; t++)
             if ((*index = nonfinite(t, f < w->nfiles ? fp8_of(w, t->name) : (dtype)0)) >= 0)
                 return t;
@@ -1922,24 +1769,18 @@ void weights_ignore(weights *w, const char *glob)
             w->files[f]->used[i] |= fnmatch(glob, w->files[f]->tensors[i].name, 0) == 0;
 }
 
-/* Dies for the first tensor without a mark, in the order of the file's data. */
-static void file_done(const safetensors *file, const char *what)
-{
-    for (const st_tensor *t = file->tensors; t < file->tensors + file->count; t++)
-        NEED(*used(t), "%s: tensor %s: got %s %s, expected %s", file->path, t->name, dtype_name[t->type],
-             list_text(t->ndim, t->dim), what);
-}
-
-/* After everything is bound: BAD_INPUT naming the first tensor that nothing has a place for, unless allowed. A low-rank
- * update that matched no layer would do nothing: never waived. */
+/* After everything is bound: BAD_INPUT naming the first tensor, in the order of the file's data, that nothing has a
+ * place for, unless allowed. A low-rank update that matched no layer would do nothing: never waived. */
 void weights_done(const weights *w, bool allow_unknown)
 {
-    for (int f = 0; f < w->nfiles && !allow_unknown; f++)
-        file_done(w->files[f], "only tensors that the configuration has a place for; check the configuration, or give "
-                  "--allow-unknown");
-    for (int i = 0; i < w->nloras; i++)
-        file_done(w->loras[i], "only updates of layers of this model, NAME.lora_up.weight, NAME.lora_down.weight, "
-                  "NAME.alpha; the file is for another model");
+    for (int f = allow_unknown ? w->nfiles : 0; f < w->nfiles + w->nloras; f++)
+        for (int64_t i = 0; i < weights_file(w, f)->count; i++) {
+            const st_tensor *t = &weights_file(w, f)->tensors[i];
+            NEED(*used(t), "%s: tensor %s: got %s %s, expected %s", t->file->path, t->name, dtype_name[t->type],
+                 list_text(t->ndim, t->dim), f < w->nfiles ? "only tensors that the configuration has a place for; "
+                 "check the configuration, or give --allow-unknown" : "only updates of layers of this model, "
+                 "NAME.lora_up.weight, NAME.lora_down.weight, NAME.alpha; the file is for another model");
+        }
 }
 
 /* Bytes of all tensors of all files, headers not counted. For `info`: what the parameters take on disk and, mapped, in
@@ -2605,8 +2446,7 @@ pack *pack_open(const char *text)
     char *expected = text_of("%s/expected.safetensors", path);
     const char *file = file_exists(expected) ? expected : path;
     DIR *folder = opendir(file);
-    if (!folder && errno != ENOTDIR)
-        die_reading(file);
+    must_read(folder || errno == ENOTDIR, file);
     if (!folder)
         pack_add(p, file, glob);
     for (const struct dirent *d; folder && (errno = 0, d = readdir(folder));) {
@@ -2615,8 +2455,7 @@ pack *pack_open(const char *text)
             pack_add(p, name, glob);
         free(name);
     }
-    if (folder && (errno != 0 || closedir(folder) != 0))    /* readdir tells an error from the end by errno alone */
-        die_reading(path);
+    must_read(!folder || (errno == 0 && closedir(folder) == 0), path);  /* errno alone tells an error from the end */
     if (p->count > 0)
         qsort(p->tensors, (size_t)p->count, sizeof *p->tensors, by_stage);
     for (int64_t i = 1; i < p->count; i++)
@@ -3411,9 +3250,9 @@ int stop_numbers(const run *r, const char *format, ...)
 /* Makes a dump's folder (one level) where it is missing, or dies: before the hours of computing, not in them. */
 void dump_check(const char *folder)
 {
-    if (mkdir(folder, 0777) != 0 && errno != EEXIST)
-        die_writing(folder);
-    folder_check(folder, folder);
+    char *inside = text_of("%s/.", folder);
+    must_write((mkdir(folder, 0777) == 0 || errno == EEXIST) && access(inside, W_OK | X_OK) == 0, folder);
+    free(inside);
 }
 
 /* A stage against the truth's; whether the truth may take its place, which is so where it is exact for this build:

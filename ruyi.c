@@ -3900,7 +3900,7 @@ static int64_t check_weights(const job *j)
         positive_row(j, cameras[i / MOTIONS], motions[i % MOTIONS]);
     for (int i = 0, n = opened(j, all); i < n; i++)
         for (int f = 0; f < all[i]->nfiles + all[i]->nloras; f++)
-            found += safetensors_nonfinite(f < all[i]->nfiles ? all[i]->files[f] : all[i]->loras[f - all[i]->nfiles]);
+            found += safetensors_nonfinite(weights_file(all[i], f));
     return found;
 }
 

@@ -138,8 +138,9 @@ char json_kind(json value);                         /* one of { [ " 0 t f n, or 
 double json_number(json value);
 char *json_string(json value);                      /* decoded to UTF-8, a new string */
 
-/* A folder's configuration file. Getters die with file, field, got and expected; REQUIRED has no default. */
-typedef struct { char *path, *text; json root; struct words *read; } config;
+/* A folder's configuration file. Getters die with file, field, got and expected; REQUIRED has no default. read: the
+ * fields that were asked for, a NUL after each; behind a pointer, since configs are passed by value. */
+typedef struct { char *path, *text; json root; string *read; } config;
 #define REQUIRED INT64_MIN
 config config_open(const char *folder, const char *name);
 void config_close(config c);
@@ -194,18 +195,16 @@ typedef struct {
     char *folder, *stem;
     safetensors **files;
     int nfiles;
+    /* Set by the owner before anything is bound: files of low-rank updates, and what each is worth; */
     const safetensors *const *loras; const double *lora_scales; int nloras;
-    dtype fp8; uint64_t fp8_least;  /* --fp8: the type, and the elements from which on a matrix gets it; 0: off */
-    const char *const *fp8_kept;    /* globs of layers that stay as they are, up to NULL */
+    dtype fp8; uint64_t fp8_least;  /* --fp8: the type, and the elements from which on a matrix gets it; 0: off; */
+    const char *const *fp8_kept;    /* least 1: norms, too; globs of layers that stay as they are, up to NULL */
     int64_t fp8_layers;         /* rounded so far */
-    bool random; dtype random_type; /* measurements: every name exists, with random numbers */
+    bool random;                /* measurements: every name exists, with random numbers in F32; no file */
     uint64_t copied;            /* bytes of convolution weights that bind_conv put in order */
 } weights;
 weights *weights_open(const char *folder, const char *stem);
-weights *weights_random(dtype type);                /* for measurements */
-/* Before anything is bound. least 1: norms, too. */
-void weights_add_loras(weights *w, const safetensors *const *files, const double *scales, int count);
-void weights_set_fp8(weights *w, dtype t, uint64_t least, const char *const *kept);
+const safetensors *weights_file(const weights *w, int f);   /* f < nfiles + nloras: its own, then those of updates */
 bool weights_has(const weights *w, const char *key);
 /* Bound by name, dying where it is missing, misshapen or of no float type. bind_conv: [Cout][Cin][taps] to a copy
  * [Cout][taps][Cin]. A layer: NAME.weight of a shape (three dimensions or more: as bind_conv's), and NAME.bias [n]. */

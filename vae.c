@@ -1030,7 +1030,7 @@ void *bench_resblock_new(arena *a, int64_t c, int64_t t, int64_t h, int64_t w)
     resblock_bench *s = allocate(1, sizeof *s);
     s->r = (run){ .arena = a };
     s->c = (vae_config){ .norm_num_groups = 32 };
-    s->b = bind_resblock(weights_random(F32), "block", c, c);
+    s->b = bind_resblock(&(weights){ .random = true }, "block", c, c);
     s->p = (pass){ .r = &s->r, .a = a, .c = &s->c, .floor = arena_mark(a) };
     s->x = tensor_new(a, SHAPE(t, h, w, c));
     tensor_fill(s->x, (real)0.5);
