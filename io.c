@@ -286,10 +286,9 @@ bool file_exists(const char *path)
 /* An open file, and what the system tells of it. Folders are refused here: open() itself takes them. */
 static int input_open(const char *path, struct stat *about)
 {
-    int fd;
-    do
+    int fd = -1;
+    for (errno = EINTR; fd < 0 && errno == EINTR;)
         fd = open(path, O_RDONLY | O_CLOEXEC);
-    while (fd < 0 && errno == EINTR);
     must_read(fd >= 0 && fstat(fd, about) == 0, path);
     errno = EISDIR;
     must_read(!S_ISDIR(about->st_mode), path);
@@ -303,8 +302,7 @@ enum { CONFIG_BYTES = 1 << 22, STREAM_BYTES = INT32_MAX };
 static unsigned char *read_all(const char *path, size_t most, size_t *size)
 {
     struct stat about;
-    bool standard = strcmp(path, "-") == 0;
-    int fd = standard ? STDIN_FILENO : input_open(path, &about);
+    int fd = strcmp(path, "-") ? input_open(path, &about) : STDIN_FILENO;
     size_t room = 1 << 16;
     unsigned char *bytes = allocate(room, 1);
     *size = 0;
@@ -316,7 +314,7 @@ static unsigned char *read_all(const char *path, size_t most, size_t *size)
         *size += (size_t)greater(got, 0);
         NEED(*size <= most, "%s: got more than %zu bytes, expected fewer; check the name", path, most);
     }
-    if (!standard)
+    if (fd != STDIN_FILENO)
         close(fd);
     return bytes;
 }
@@ -350,10 +348,9 @@ static const unsigned char *mapping_open(const char *path, size_t *size)
 
 static void mapping_close(const unsigned char *bytes)
 {
-    mapping *volatile *link = &mappings;
-    while ((*link)->bytes != bytes)
-        link = &(*link)->next;
-    mapping *m = *link;
+    mapping *volatile *link = &mappings, *m;
+    while ((m = *link)->bytes != bytes)
+        link = &m->next;
     *link = m->next;
     if (m->bytes)
         munmap(m->bytes, (size_t)m->about.st_size);
@@ -420,16 +417,14 @@ static writer *writer_open(const char *path)
 {
     output_check(path);
     writer *f = allocate(1, sizeof *f);
-    f->path = text_of("%s", path);
-    int number = 0;
+    *f = (writer){ .path = text_of("%s", path), .next = unfinished };
     sigset_t before = hold_signals();
-    do {
+    for (int number = 0; number == 0 || (f->fd < 0 && (errno == EEXIST || errno == EINTR)); number++) {
         free(f->temporary);
-        f->temporary = text_of("%s.tmp.%ld.%d", path, (long)getpid(), number++);
+        f->temporary = text_of("%s.tmp.%ld.%d", path, (long)getpid(), number);
         f->fd = open(f->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    } while (f->fd < 0 && (errno == EEXIST || errno == EINTR));
+    }
     must_write(f->fd >= 0, path);
-    f->next = unfinished;
     unfinished = f;
     release_signals(before);
     return f;
@@ -534,11 +529,13 @@ static bool scan_one(scan *s, const char *set)
     return found;
 }
 
-/* Called where the grammar allows white space, never inside values. */
-static void skip_space(scan *s)
+/* Steps over all bytes of a kind that are next, and says how many there were. */
+static size_t skip(scan *s, bool (*kind)(int))
 {
-    while (is_space(peek(s)))
+    const char *start = s->at;
+    while (kind(peek(s)))
         s->at++;
+    return (size_t)(s->at - start);
 }
 
 /* Length of the well-formed UTF-8 sequence at p (RFC 3629), or 0; left: bytes from p on, at least 1. The table is
@@ -553,17 +550,13 @@ static void skip_space(scan *s)
  * so the first byte tells the length and the range of the second, and the rest are plain continuations. */
 static size_t utf8_length(const unsigned char *p, size_t left)
 {
-    unsigned first = p[0], least = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
-    unsigned most = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
-    if (first < 0x80)
-        return 1;
-    size_t length = first < 0xC2 || first > 0xF4 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
-    if (length == 0 || length > left || p[1] < least || p[1] > most)
-        return 0;
-    for (size_t i = 2; i < length; i++)
-        if ((p[i] & 0xC0) != 0x80)
-            return 0;
-    return length;
+    size_t length = p[0] < 0x80 ? 1 : p[0] < 0xC2 || p[0] > 0xF4 ? 0 : p[0] < 0xE0 ? 2 : p[0] < 0xF0 ? 3 : 4;
+    unsigned least = p[0] == 0xE0 ? 0xA0 : p[0] == 0xF0 ? 0x90 : 0x80;
+    unsigned most = p[0] == 0xED ? 0x9F : p[0] == 0xF4 ? 0x8F : 0xBF;
+    bool valid = length <= left && (length < 2 || (p[1] >= least && p[1] <= most));
+    for (size_t i = 2; valid && i < length; i++)
+        valid = (p[i] & 0xC0) == 0x80;
+    return valid ? length : 0;
 }
 
 /* Whole texts are checked before they are scanned, so that the scanner may look at bytes: in valid UTF-8 the bytes
@@ -606,11 +599,10 @@ static int32_t escaped_code(const char **p, const char *end)
 /* What follows a backslash. */
 static bool scan_escape(scan *s)
 {
-    if (scan_one(s, "\"\\/bfnrt"))
-        return true;
-    if (!scan_one(s, "u"))
+    bool known = scan_one(s, "\"\\/bfnrt");
+    if (!known && !scan_one(s, "u"))
         return fault(s, "one of \" \\ / b f n r t u after a backslash");
-    int32_t code = escaped_code(&s->at, s->end);
+    int32_t code = known ? 0 : escaped_code(&s->at, s->end);
     return code >= 0 || fault(s, code == -1 ? "four hexadecimal digits after \\u" : "surrogates in pairs");
 }
 
@@ -618,25 +610,15 @@ static bool scan_escape(scan *s)
  * character here and is refused with them. */
 static bool scan_string(scan *s)
 {
-    if (!scan_one(s, "\""))
-        return fault(s, "a string");
-    while (!scan_one(s, "\"")) {
-        if (peek(s) < ' ')
-            return fault(s, "a closing quote, and control characters escaped");
-        if (*s->at++ == '\\' && !scan_escape(s))
-            return false;
-    }
-    return true;
+    bool valid = scan_one(s, "\"") || fault(s, "a string");
+    while (valid && !scan_one(s, "\""))
+        valid = (peek(s) >= ' ' || fault(s, "a closing quote, and control characters escaped")) &&
+                (*s->at++ != '\\' || scan_escape(s));
+    return valid;
 }
 
 /* One digit or more; their value is read later, where it is known what the number is for. */
-static bool scan_digits(scan *s)
-{
-    const char *start = s->at;
-    while (is_digit(peek(s)))
-        s->at++;
-    return s->at > start || fault(s, "a digit");
-}
+static bool scan_digits(scan *s) { return skip(s, is_digit) > 0 || fault(s, "a digit"); }
 
 /* [-] 0 | 1-9... [. digits] [e [+-] digits]. After a leading 0 comes no digit: "01" ends at the 0, and the 1 is refused
  * by whoever expects a delimiter. */
@@ -678,27 +660,26 @@ static bool scan_value(scan *s)
     char closing[JSON_DEPTH];
     int depth = 0;
     do {
-        skip_space(s);
+        skip(s, is_space);
         if (depth > 0 && closing[depth - 1] == '}') {
-            if (!scan_string(s))
+            bool named = scan_string(s);
+            skip(s, is_space);
+            if (!named || !(scan_one(s, ":") || fault(s, "a colon")))
                 return false;
-            skip_space(s);
-            if (!scan_one(s, ":"))
-                return fault(s, "a colon");
-            skip_space(s);
+            skip(s, is_space);
         }
         if (peek(s) == '{' || peek(s) == '[') {
             if (depth == JSON_DEPTH)
                 return fault(s, "at most 128 levels");
             closing[depth++] = (char)(*s->at++ + 2);
-            skip_space(s);
+            skip(s, is_space);
             if (peek(s) != closing[depth - 1])
                 continue;               /* its first member; an empty one closes below */
         } else if (!scan_scalar(s)) {
             return false;
         }
         for (; depth > 0; depth--, s->at++) {
-            skip_space(s);
+            skip(s, is_space);
             if (peek(s) == ',')
                 break;
             if (peek(s) != closing[depth - 1])
@@ -716,17 +697,14 @@ static bool scan_value(scan *s)
 bool json_check(const char *text, size_t size, bool minus_infinity, json *root, char reason[REASON])
 {
     scan s = { text, text, text + size, minus_infinity, reason };
-    *root = (json){0};                  /* stays so for refused text, whose spans must not be walked */
-    skip_space(&s);
+    skip(&s, is_space);
     const char *begin = s.at;
-    if (!utf8_check(text, size, reason) || !scan_value(&s))
-        return false;
-    const char *end = s.at;
-    skip_space(&s);
-    if (s.at < s.end)
-        return fault(&s, "nothing after the value");
-    *root = (json){ begin, end };
-    return true;
+    bool valid = utf8_check(text, size, reason) && scan_value(&s);
+    json value = { begin, s.at };
+    skip(&s, is_space);
+    valid = valid && (s.at == s.end || fault(&s, "nothing after the value"));
+    *root = valid ? value : (json){0};  /* spans of refused text must not be walked */
+    return valid;
 }
 
 /* One of { [ " 0 t f n, or 0 for an absent value. The first byte tells the kind; all numbers (and -Infinity) are
@@ -757,16 +735,12 @@ bool json_next(json container, json *cursor, json *name, json *value)
     bool object = json_kind(container) == '{';
     if (!object && json_kind(container) != '[')
         return false;
-    json key = {0}, next = next_span(cursor->text ? cursor->text : container.text + 1, container.end);
-    if (object) {
-        key = next;
-        next = next_span(key.end, container.end);
-    }
+    json next = next_span(cursor->text ? cursor->text : container.text + 1, container.end);
     if (name)
-        *name = key;
-    *value = next;
-    cursor->text = next.end;
-    return next.text < next.end;
+        *name = object ? next : (json){0};
+    *value = object ? next_span(next.end, container.end) : next;
+    cursor->text = value->end;
+    return value->text < value->end;
 }
 
 /* Appends a code point, 1 to 4 bytes; 0 as two (see json_string). Returns the place after it. The first byte's high
@@ -794,11 +768,9 @@ char *json_string(json value)
             *to++ = *p++;
             continue;
         }
+        const char *known = strchr(escape, p[1]);
         p += 2;
-        if (p[-1] == 'u')
-            to = utf8_put(to, (uint32_t)escaped_code(&p, value.end));
-        else
-            *to++ = meaning[strchr(escape, p[-1]) - escape];
+        to = utf8_put(to, (uint32_t)(known ? meaning[known - escape] : escaped_code(&p, value.end)));
     }
     return text;
 }
@@ -835,25 +807,23 @@ double json_number(json value)
 
 /* Plain decimal digits that fit 64 bits: sizes and offsets, which a double would round from 2^53 on. false for anything
  * else; the grammar has already refused leading zeros. value must be a member: what ends a number for strtoull is the
- * delimiter after it. */
+ * delimiter after it. A minus is refused here: strtoull would take it, and give 2^64 less the number. */
 static bool json_natural(json value, uint64_t *number)
 {
-    char *end = NULL;
+    char *end;
     errno = 0;
-    *number = is_digit(*value.text) ? strtoull(value.text, &end, 10) : 0;
-    return end == value.end && errno == 0;
+    *number = strtoull(value.text, &end, 10);
+    return is_digit(*value.text) && end == value.end && errno == 0;
 }
 
-/* A natural number with an optional minus, up to 2^63 - 1 either way: 24.0 and 1e3 are not integers, as they are none
- * in Python, whose json makes floats of them. */
+/* The same with an optional minus, up to 2^63 - 1 either way: 24.0 and 1e3 are not integers, as they are none in
+ * Python, whose json makes floats of them. */
 static bool json_integer(json value, int64_t *number)
 {
-    uint64_t size;
-    bool minus = *value.text == '-';
-    value.text += minus;
-    bool fits = json_natural(value, &size) && size <= (uint64_t)INT64_MAX;
-    *number = minus ? -(int64_t)size : (int64_t)size;
-    return fits;
+    char *end;
+    errno = 0;
+    *number = strtoll(value.text, &end, 10);
+    return end == value.end && errno == 0 && *number > INT64_MIN;
 }
 
 /* ---------------------------------------------------------------- configuration files
@@ -863,25 +833,18 @@ static bool json_integer(json value, int64_t *number)
  * and impossible values end with BAD_INPUT, naming file, field, value and what was expected. Fields that no getter asks
  * for are ignored: published files carry many. */
 
-/* The object that a JSON file holds; the text it points into is returned, to be freed or kept. Anything but one object
- * (a list, a bare string) is BAD_INPUT, as is what json_check refuses. -Infinity is taken: diffusers' own scheduler
- * configurations hold it (lambda_min_clipped). */
-static char *json_file(const char *path, json *root)
-{
-    size_t size;
-    char reason[REASON] = "got another value, expected an object", *text = (char *)read_all(path, CONFIG_BYTES, &size);
-    bool valid = json_check(text, size, true, root, reason) && json_kind(*root) == '{';
-    NEED(valid, "%s: JSON: %s; mend the file or copy it again", path, reason);
-    return text;
-}
-
-/* FOLDER/NAME, kept for the whole run: values point into its text. A missing or broken file is BAD_INPUT. Files are
- * those that diffusers' save_config and transformers' save_pretrained write: config.json, scheduler_config.json,
- * preprocessor_config.json. */
+/* FOLDER/NAME, kept for the whole run: values point into its text. Files are those that diffusers' save_config and
+ * transformers' save_pretrained write: config.json, scheduler_config.json, preprocessor_config.json, and the index of
+ * shards. A missing file and anything but one object (a list, a bare string) are BAD_INPUT, as is what json_check
+ * refuses. -Infinity is taken: diffusers' own scheduler configurations hold it (lambda_min_clipped). */
 config config_open(const char *folder, const char *name)
 {
     config c = { .path = text_of("%s/%s", folder, name), .read = allocate(1, sizeof *c.read) };
-    c.text = json_file(c.path, &c.root);
+    char reason[REASON] = "got another value, expected an object";
+    size_t size;
+    c.text = (char *)read_all(c.path, CONFIG_BYTES, &size);
+    NEED(json_check(c.text, size, true, &c.root, reason) && json_kind(c.root) == '{',
+         "%s: JSON: %s; mend the file or copy it again", c.path, reason);
     return c;
 }
 
@@ -898,8 +861,8 @@ _Noreturn void config_refuse(config c, const char *field, const char *format, ..
     FORMATTED(words, format);
     json v = json_member(c.root, field);
     NEED(v.text, "%s: %s: got nothing, %s", c.path, field, words);
-    int64_t length = v.end - v.text;
-    die(BAD_INPUT, "%s: %s: got %.*s%s, %s", c.path, field, (int)lesser(length, 80), v.text, length > 80 ? "..." : "",
+    int length = (int)(v.end - v.text);
+    die(BAD_INPUT, "%s: %s: got %.*s%s, %s", c.path, field, length < 80 ? length : 80, v.text, length > 80 ? "..." : "",
         words);
 }
 
@@ -916,17 +879,17 @@ json config_member(config c, const char *field)
  * it here. Fields that hold null are not worth a word. */
 void config_print_unread(config c)
 {
-    bool any = false;
+    string line = {0};
     for (json at = {0}, name, value; json_next(c.root, &at, &name, &value);) {
         bool known = json_kind(value) == 'n';
         for (size_t i = 0; i < c.read->length && !known; i += strlen(c.read->text + i) + 1)
             known = json_is(name, c.read->text + i);
         if (!known)
-            printf("%s%.*s", any ? " " : "  not read: ", (int)(name.end - name.text - 2), name.text + 1);
-        any |= !known;
+            print_to(&line, " %.*s", (int)(name.end - name.text - 2), name.text + 1);
     }
-    if (any)
-        printf(" (%s)\n", c.path);
+    if (line.text)
+        printf("  not read:%s (%s)\n", line.text, c.path);
+    free(line.text);
 }
 
 /* An integer from least to most, or `otherwise` where the field is absent; REQUIRED: absence is BAD_INPUT, too. The
@@ -1018,14 +981,13 @@ static int python_words(const char *text, char **list, int most)
     int count = 0;
     if (*p != '(' && *p != '[')
         return -1;
-    for (p++; p += strspn(p, " "), *p != close; p += *p == ',') {
+    for (p++; p += strspn(p, " "), *p != close;) {
         const char *end = *p == '\'' || *p == '"' ? strchr(p + 1, *p) : NULL;
-        if (!end || count == most)
+        const char *next = end ? end + 1 + strspn(end + 1, " ") : "";
+        if (count == most || (*next != ',' && *next != close))
             return -1;
         list[count++] = text_of("%.*s", (int)(end - p - 1), p + 1);
-        p = end + 1 + strspn(end + 1, " ");
-        if (*p != ',' && *p != close)
-            return -1;
+        p = next + (*next == ',');
     }
     return p[1 + strspn(p + 1, " ")] == 0 ? count : -1;
 }
@@ -1153,8 +1115,7 @@ static bool tensor_read(st_tensor *t, json object, char reason[REASON])
     EXPECT(t->type < DTYPES, "rule 8: unknown dtype %.*s", length, field[0].text);
     if (!shape_read(t, field[1], reason))
         return false;
-    bool pair = json_kind(field[2]) == '[' && members(field[2]) == 2;
-    EXPECT(pair, "rule 11: data_offsets is no list of two numbers");
+    EXPECT(json_kind(field[2]) == '[' && members(field[2]) == 2, "rule 11: data_offsets is no list of two numbers");
     for (json at = {0}, item; json_next(field[2], &at, NULL, &item); to++)
         EXPECT(json_natural(item, to), "rule 9: an offset is no plain number");
     EXPECT(offset[0] <= offset[1], "rule 11: data_offsets go backwards");
@@ -1172,7 +1133,6 @@ static bool header_read(safetensors *file, json root, char reason[REASON])
     char why[REASON];
     size_t room = (size_t)members(root);
     file->tensors = allocate(room, sizeof *file->tensors);
-    file->used = allocate(room, sizeof *file->used);
     file->by_name = allocate(room, sizeof *file->by_name);
     for (json at = {0}, key, value; json_next(root, &at, &key, &value);) {
         if (!json_is(key, "__metadata__")) {
@@ -1217,8 +1177,7 @@ static bool layout_check(safetensors *file, const unsigned char *data, uint64_t 
         st_tensor *t = &file->tensors[i];
         EXPECT(t->begin == at, "rule 12: got %" PRIu64 ", expected %" PRIu64 ": tensor \"%s\"", t->begin, at, t->name);
         EXPECT(t->bytes <= size - at, "rule 14: ends after the file: tensor \"%s\"", t->name);
-        t->data = data + at;
-        t->file = file;
+        t->data = data + at, t->file = file;
         file->by_name[i] = t;
         at += t->bytes;
     }
@@ -1260,8 +1219,8 @@ safetensors *safetensors_open(const char *path)
     size_t size;
     const unsigned char *map = mapping_open(path, &size);
     safetensors *file = allocate(1, sizeof *file);
-    bool valid = safetensors_parse(map, size, file, reason);
-    NEED(valid, "%s: safetensors: %s; copy or convert the file again", path, reason);
+    NEED(safetensors_parse(map, size, file, reason),
+         "%s: safetensors: %s; copy or convert the file again", path, reason);
     file->path = text_of("%s", path);
     return file;
 }
@@ -1271,7 +1230,7 @@ void safetensors_free(safetensors *file)
 {
     for (int64_t i = 0; i < file->count; i++)
         free(file->tensors[i].name), free(file->tensors[i].dim);
-    free(file->tensors), free(file->by_name), free(file->used);
+    free(file->tensors), free(file->by_name), free(file->path);
     *file = (safetensors){0};
 }
 
@@ -1279,7 +1238,6 @@ void safetensors_free(safetensors *file)
 void safetensors_close(safetensors *file)
 {
     mapping_close(file->map);
-    free(file->path);
     safetensors_free(file);
     free(file);
 }
@@ -1289,8 +1247,8 @@ void safetensors_close(safetensors *file)
 static const st_tensor *tensor_find(const st_tensor **list, int64_t count, const char *name,
                                     int (*order)(const void *, const void *))
 {
-    st_tensor wanted = { .name = (char *)name };
-    const st_tensor *key = &wanted, **found = count > 0 ? bsearch(&key, list, (size_t)count, sizeof key, order) : NULL;
+    const st_tensor *key = &(st_tensor){ .name = (char *)name };
+    const st_tensor **found = bsearch(&key, list, (size_t)count, sizeof key, order);
     return found ? *found : NULL;
 }
 
@@ -1310,40 +1268,16 @@ static bool same_shape(const st_tensor *t, int ndim, const int64_t *dim, bool ba
     return same;
 }
 
-/* The length and the JSON. Names are the program's own words, nothing in them needs escaping. Spaces at the end, which
- * rule 5 allows, align the data to 8 bytes, as the official writer does. */
-static string header_text(const st_entry *entries, int count)
-{
-    string s = {0};
-    uint64_t begin = 0, end;
-    print_to(&s, "........{");
-    for (int i = 0; i < count; i++, begin = end) {
-        const st_entry *e = &entries[i];
-        char *dims = list_text(e->shape.ndim, e->shape.dim);
-        end = begin + shape_count(e->shape) * (uint64_t)dtype_bits[e->type] / 8;
-        print_to(&s, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}",
-                 i ? "," : "", e->name, dtype_name[e->type], dims, begin, end);
-        free(dims);
-    }
-    print_to(&s, "}       ");
-    s.length &= ~(size_t)7;             /* the brace, and as many of the seven spaces as alignment wants */
-    for (int i = 0; i < 8; i++)
-        s.text[i] = (char)(unsigned char)((uint64_t)(s.length - 8) >> (8 * i));
-    return s;
-}
-
 /* A hash of 64 bits, going on from h: four lanes of words, so that a file is read as fast as memory gives it. Every
  * step is a bijection of the lane and of the word, so that no change of a single word goes unseen. The tail is a last
  * block, filled up with zeros; the size tells it from one that ends so. */
 uint64_t hash_bytes(uint64_t h, const void *data, size_t size)
 {
     const uint64_t odd = 0x9E3779B97F4A7C15u;       /* 2^64 / golden ratio */
-    const unsigned char *at = data;
     uint64_t lane[4] = { h, h + 1, h + 2, h + 3 };
-    for (size_t left = size, count; left > 0; at += count, left -= count) {
+    for (size_t at = 0; at < size; at += sizeof lane) {
         uint64_t word[4] = {0};
-        count = left < sizeof word ? left : sizeof word;
-        memcpy(word, at, count);
+        memcpy(word, (const unsigned char *)data + at, size - at < sizeof word ? size - at : sizeof word);
         for (int i = 0; i < 4; i++)
             lane[i] = (lane[i] ^ word[i]) * odd, lane[i] ^= lane[i] >> 29;
     }
@@ -1357,8 +1291,7 @@ uint64_t hash_bytes(uint64_t h, const void *data, size_t size)
  * NULL on a little-endian host, whose memory is in order as it is. */
 static unsigned char *file_order(const unsigned char *data, size_t count, size_t bytes)
 {
-    const uint16_t probe = 1;
-    bool little = *(const unsigned char *)&probe == 1;
+    bool little = *(const unsigned char *)&(uint16_t){ 1 } == 1;
     unsigned char *turned = little ? NULL : allocate(count, bytes);
     for (size_t i = 0; turned && i < count * bytes; i++)
         turned[i] = data[i - i % bytes + bytes - 1 - i % bytes];
@@ -1378,11 +1311,28 @@ bool safetensors_intact(const safetensors *file)
     return little_endian(last->data, 8) == sum;
 }
 
-/* The file of safetensors_write and of dumps, which differ in sync alone: a run may dump thousands of tensors, and none
- * of them is worth waiting for the disk. */
-static void safetensors_put(const char *path, const st_entry *entries, int count, bool sync)
+/* Writes a file that every reader of the format takes: entries in the order given, one after the other, no metadata. It
+ * appears at once, when all of it is there (sync: on the disk; a run may dump thousands of tensors, none of which is
+ * worth waiting for it); otherwise SYSTEM_ERROR, and nothing has changed. Types must have whole bytes.
+ *
+ * First the header, with eight bytes to be filled with its length. Names are the program's own words, nothing in them
+ * needs escaping. Spaces at the end, which rule 5 allows, align the data to 8 bytes, as the official writer does. */
+void safetensors_write(const char *path, const st_entry *entries, int count, bool sync)
 {
-    string header = header_text(entries, count);
+    string header = {0};
+    uint64_t begin = 0, end;
+    print_to(&header, "........{");
+    for (const st_entry *e = entries; e < entries + count; e++, begin = end) {
+        char *dims = list_text(e->shape.ndim, e->shape.dim);
+        end = begin + shape_count(e->shape) * (uint64_t)dtype_bits[e->type] / 8;
+        print_to(&header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}",
+                 e > entries ? "," : "", e->name, dtype_name[e->type], dims, begin, end);
+        free(dims);
+    }
+    print_to(&header, "}       ");
+    header.length &= ~(size_t)7;        /* the brace, and as many of the seven spaces as alignment wants */
+    for (int i = 0; i < 8; i++)
+        header.text[i] = (char)(unsigned char)((uint64_t)(header.length - 8) >> (8 * i));
     writer *f = writer_open(path);
     uint64_t sum = hash_bytes(0, header.text, header.length);
     put(f->fd, path, header.text, header.length);
@@ -1398,14 +1348,6 @@ static void safetensors_put(const char *path, const st_entry *entries, int count
     writer_finish(f, sync);
     writer_rename(f);
     free(header.text);
-}
-
-/* Writes a file that every reader of the format takes: entries in the order given, one after the other, no metadata. It
- * appears at once, when all of it is on the disk; otherwise SYSTEM_ERROR, and nothing has changed. Types must have
- * whole bytes. */
-void safetensors_write(const char *path, const st_entry *entries, int count)
-{
-    safetensors_put(path, entries, count, true);
 }
 
 /* One integer, sign-extended to 64 bits of two's complement, whatever the host has; or the bits of an F64. */
@@ -1455,7 +1397,7 @@ static double element(const st_tensor *t, uint64_t i)
  *     STEM.safetensors.index.json             {"metadata": {...}, "weight_map": {TENSOR: FILE, ...}}
  *     STEM-00001-of-00002.safetensors, ...    the files that it names
  *
- * Each tensor that is bound or ignored is marked (safetensors.used). In the end nothing may be unmarked: a tensor
+ * Each tensor that is bound or ignored is marked (st_tensor.used). In the end nothing may be unmarked: a tensor
  * without a place means that the configuration describes another model, and the result would be silently wrong.
  *
  * Low-rank updates (kohya's names) hang on a matrix "blocks.0.attn1.to_q.weight" [N][K] as
@@ -1463,8 +1405,8 @@ static double element(const st_tensor *t, uint64_t i)
  * and are linked to the weight, not merged: the mapped file cannot change, and kernels add them while they widen. Of a
  * convolution [Cout][Cin][y][x] they are [Cout][rank][1][1] and [rank][Cin][1][1], added at every tap. */
 
-/* The mark of a tensor. */
-static bool *used(const st_tensor *t) { return &t->file->used[t - t->file->tensors]; }
+/* The mark of a tensor, also of one that is given for reading only. */
+static bool *used(const st_tensor *t) { return &t->file->tensors[t - t->file->tensors].used; }
 
 /* A file among w->files, which is opened where it is new. The list may move, the files stay where they are: weights
  * point to their names. */
@@ -1481,30 +1423,29 @@ static const safetensors *weights_add(weights *w, const char *path)
  * index and shards are of different models: BAD_INPUT. `used` serves here for "named by the index" and is cleared
  * again. Files must be below the folder: a downloaded index must not make the program read others, hence no leading '/'
  * and no "..". */
-static void shards_open(weights *w, const char *path)
+static void shards_open(weights *w, const char *index)
 {
-    json root;
-    char *text = json_file(path, &root);
-    json map = json_member(root, "weight_map");
-    NEED(json_kind(map) == '{', "%s: weight_map: got no object, expected one; copy it again", path);
+    config c = config_open(w->folder, index);
+    json map = json_member(c.root, "weight_map");
+    NEED(json_kind(map) == '{', "%s: weight_map: got no object, expected one; copy it again", c.path);
     for (json at = {0}, key, value; json_next(map, &at, &key, &value);) {
         char *name = json_string(key), *shard = json_kind(value) == '"' ? json_string(value) : text_of("/");
         NEED(*shard && *shard != '/' && !strstr(shard, ".."),
-             "%s: weight_map: %s: got the file \"%s\", expected one inside; mend it", path, name, shard);
+             "%s: weight_map: %s: got the file \"%s\", expected one inside; mend it", c.path, name, shard);
         char *below = text_of("%s/%s", w->folder, shard);
         const st_tensor *t = safetensors_find(weights_add(w, below), name);
-        NEED(t, "%s: weight_map: %s: got none in %s, expected it there; copy both again", path, name, below);
-        NEED(!*used(t), "%s: weight_map: %s: got it twice, expected it once; copy the index again", path, name);
+        NEED(t, "%s: weight_map: %s: got none in %s, expected it there; copy both again", c.path, name, below);
+        NEED(!*used(t), "%s: weight_map: %s: got it twice, expected it once; copy the index again", c.path, name);
         *used(t) = true;
         free(name), free(shard), free(below);
     }
     for (int f = 0; f < w->nfiles; f++)
         for (const st_tensor *t = w->files[f]->tensors; t < w->files[f]->tensors + w->files[f]->count; t++) {
             NEED(*used(t), "%s: tensor %s: got it here, expected it where %s names it; copy both again",
-                 t->file->path, t->name, path);
+                 t->file->path, t->name, c.path);
             *used(t) = false;
         }
-    free(text);
+    config_close(c);
 }
 
 /* Opens FOLDER/STEM.safetensors or its shards; nothing is bound yet. The single file is preferred, as by the public
@@ -1520,7 +1461,7 @@ weights *weights_open(const char *folder, const char *stem)
     if (whole)
         weights_add(w, single);
     else
-        shards_open(w, index);
+        shards_open(w, index + strlen(folder) + 1);
     free(single), free(index);
     return w;
 }
@@ -1554,46 +1495,36 @@ static weight weight_view(const st_tensor *t, shape expected)
     return v;
 }
 
-/* One part of a layer's update, under any prefix that merge_lora takes off; NULL: the file has none. */
-static const st_tensor *lora_find(const safetensors *file, const char *name, const char *part)
-{
-    static const char *const prefixes[] = { "lora_unet__", "lora_unet_", "" };
-    const st_tensor *t = NULL;
-    for (int i = 0; i < 3 && !t; i++) {
-        char *full = text_of("%s%s%s", prefixes[i], name, part);
-        t = safetensors_find(file, full);
-        free(full);
-    }
-    return t;
-}
-
 /* The update that file i has for the matrix [N][K] or convolution [N][K][y][x], put in front of `next`: up [N][rank],
- * down [rank][K], with two sides of 1 more for a convolution. The rank is what the file says; the other sides must be
- * the matrix's. Half an update is BAD_INPUT; none leaves the list as it is. Its factor is the weight that the user
- * gave, times alpha / rank (merge_lora's multiplier * alpha); without alpha the weight alone, as there. */
+ * down [rank][K], with two sides of 1 more for a convolution; of each part the first that is there under one of the
+ * prefixes which merge_lora takes off. The rank is what the file says; the other sides must be the matrix's. Half an
+ * update is BAD_INPUT; none leaves the list as it is. Its factor is the weight that the user gave, times alpha / rank
+ * (merge_lora's multiplier * alpha); without alpha the weight alone, as there. */
 static const lora *lora_link(const weights *w, int i, const char *stem, const weight *matrix, const lora *next)
 {
-    const safetensors *file = w->loras[i];
-    const st_tensor *up = lora_find(file, stem, ".lora_up.weight"), *down = lora_find(file, stem, ".lora_down.weight");
-    const st_tensor *alpha = lora_find(file, stem, ".alpha");
-    if (!up && !down)
+    static const char *const prefixes[] = { "lora_unet__", "lora_unet_", "" };
+    static const char *const names[] = { ".lora_up.weight", ".lora_down.weight", ".alpha" };
+    const st_tensor *part[3] = {0};
+    for (int k = 0; k < 9; k++) {
+        char *name = text_of("%s%s%s", prefixes[k / 3], stem, names[k % 3]);
+        part[k % 3] = part[k % 3] ? part[k % 3] : safetensors_find(w->loras[i], name);
+        free(name);
+    }
+    const st_tensor *up = part[0], *down = part[1], *alpha = part[2], *either = up ? up : down;
+    if (!either)
         return next;
-    NEED(up && down, "%s: tensor %s: got it alone, expected up and down; export it again", file->path,
-         (up ? up : down)->name);
+    NEED(up && down, "%s: tensor %s: got it alone, expected up and down; export it again", either->file->path,
+         either->name);
     int64_t rank = up->ndim == matrix->ndim ? greater(up->dim[1], 1) : 1;   /* 0 then fails the check of shapes */
     lora *link = allocate(1, sizeof *link);
     *link = (lora){ .up = weight_view(up, (shape){ matrix->ndim, { matrix->dim[0], rank, 1, 1 } }),
                     .down = weight_view(down, (shape){ matrix->ndim, { rank, matrix->dim[1], 1, 1 } }), .next = next };
-    double scale = w->lora_scales[i];
-    if (alpha) {
-        double value = alpha->count == 1 && is_number(alpha->type) ? element(alpha, 0) : NAN;
-        NEED(isfinite(value), "%s: tensor %s: got no finite number, expected one; export it again", file->path,
-             alpha->name);
-        scale = scale * value / (double)rank;
-        *used(alpha) = true;
-    }
-    link->scale = (real)scale;
-    *used(up) = *used(down) = true;
+    double value = alpha && alpha->count == 1 && is_number(alpha->type) ? element(alpha, 0) : NAN;
+    NEED(!alpha || isfinite(value), "%s: tensor %s: got no finite number, expected one; export it again",
+         alpha->file->path, alpha->name);
+    link->scale = (real)(alpha ? w->lora_scales[i] * value / (double)rank : w->lora_scales[i]);
+    for (int k = 0; k < (alpha ? 3 : 2); k++)
+        *used(part[k]) = true;
     return link;
 }
 
@@ -1692,8 +1623,7 @@ weight bind_conv(weights *w, shape expected, const char *key, ...)
     w->copied += cout * cin * taps * size;
     v.data = copy;
     v.ndim = 3;
-    v.dim[1] = (int64_t)taps;
-    v.dim[2] = (int64_t)cin;
+    v.dim[1] = (int64_t)taps, v.dim[2] = (int64_t)cin;
     free(name);
     return v;
 }
@@ -1766,7 +1696,7 @@ void weights_ignore(weights *w, const char *glob)
 {
     for (int f = 0; f < w->nfiles; f++)
         for (int64_t i = 0; i < w->files[f]->count; i++)
-            w->files[f]->used[i] |= fnmatch(glob, w->files[f]->tensors[i].name, 0) == 0;
+            w->files[f]->tensors[i].used |= fnmatch(glob, w->files[f]->tensors[i].name, 0) == 0;
 }
 
 /* After everything is bound: BAD_INPUT naming the first tensor, in the order of the file's data, that nothing has a
@@ -1783,14 +1713,13 @@ void weights_done(const weights *w, bool allow_unknown)
         }
 }
 
-/* Bytes of all tensors of all files, headers not counted. For `info`: what the parameters take on disk and, mapped, in
- * memory. */
+/* Bytes of all tensors of all files: what follows the headers, by rules 12 and 14. For `info`: what the parameters take
+ * on disk and, mapped, in memory. */
 uint64_t weights_bytes(const weights *w)
 {
     uint64_t bytes = 0;
     for (int f = 0; f < w->nfiles; f++)
-        for (int64_t i = 0; i < w->files[f]->count; i++)
-            bytes += w->files[f]->tensors[i].bytes;
+        bytes += w->files[f]->size - 8 - little_endian(w->files[f]->map, 8);
     return bytes;
 }
 
@@ -3306,7 +3235,7 @@ static void stage_done(const run *r, st_entry e, layout order, real *x)
     }
     if (written) {
         char *path = text_of("%s/%s.safetensors", h->dump_dir, e.name);
-        safetensors_put(path, &out, 1, false);
+        safetensors_write(path, &out, 1, false);
         free(path);
     }
     if (truth && check_stage(h, truth, out))

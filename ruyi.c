@@ -847,7 +847,7 @@ static void checkpoint_write(struct checkpoint *k, const st_entry *entries, int 
             list[n++] = entries[i];
     list[n++] = RAW("work", k->work, WORKS);
     list[n++] = (st_entry){ "sum", U64, SHAPE(1), NULL };
-    safetensors_write(k->path, list, n);
+    safetensors_write(k->path, list, n, true);
     free(list);
     if (k->file)
         safetensors_close(k->file);
@@ -2198,7 +2198,7 @@ static void write_result(const job *j, output *o, const result *out)
     float *data = allocate((size_t)n, sizeof *data);
     for (int64_t i = 0; i < n; i++)
         data[i] = (float)out->saved.data[i];
-    safetensors_write(j->out, &(st_entry){ out->name, F32, tensor_shape(out->saved), data }, 1);
+    safetensors_write(j->out, &(st_entry){ out->name, F32, tensor_shape(out->saved), data }, 1, true);
     free(data);
 }
 

@@ -168,6 +168,7 @@ typedef struct {
     const unsigned char *data;
     uint64_t count, bytes, begin;   /* elements, bytes, and offset of the first byte in the file's data */
     const struct safetensors *file; /* that it is of; NULL: of none */
+    bool used;                  /* the mark of who reads it (weights, check) */
 } st_tensor;
 typedef struct safetensors {
     char *path;
@@ -176,7 +177,6 @@ typedef struct safetensors {
     json metadata;              /* an object of strings, null, or absent */
     st_tensor *tensors;         /* in the order of the file's data */
     const st_tensor **by_name;  /* the same, sorted by name */
-    bool *used;                 /* [count] marks of who reads it (weights, check) */
     int64_t count;
 } safetensors;
 bool safetensors_parse(const unsigned char *bytes, size_t size, safetensors *out, char reason[REASON]);
@@ -184,9 +184,10 @@ safetensors *safetensors_open(const char *path);    /* mmapped; dies with the ru
 void safetensors_free(safetensors *file);            /* what safetensors_parse allocated */
 void safetensors_close(safetensors *file);           /* the counterpart of safetensors_open */
 const st_tensor *safetensors_find(const safetensors *file, const char *name);       /* NULL: none */
-/* One file, whole or not at all. data: host byte order; names, types, shapes and data side by side. */
+/* One file, whole or not at all. data: host byte order; names, types, shapes and data side by side; data NULL: see
+ * safetensors_intact. sync: a crash may not lose it. */
 typedef struct { const char *name; dtype type; shape shape; const void *data; } st_entry;
-void safetensors_write(const char *path, const st_entry *entries, int count);   /* data NULL: see safetensors_intact */
+void safetensors_write(const char *path, const st_entry *entries, int count, bool sync);
 bool safetensors_intact(const safetensors *file);    /* its last tensor is the sum of what is before it */
 uint64_t hash_bytes(uint64_t h, const void *data, size_t size);     /* goes on from h; against accidents, not forgery */
 

@@ -478,9 +478,9 @@ int main(int argc, char **argv)
     float numbers[16 * 2 * 2 * 2] = {0};
     char *latents = spell("%s/work/latents.safetensors", top), *one = spell("%s/work/dump/a.safetensors", top),
          *two = spell("%s/work/dump/b.safetensors", top);
-    safetensors_write(latents, &(st_entry){ "latents", F32, SHAPE(16, 2, 2, 2), numbers }, 1);
-    safetensors_write(one, &(st_entry){ "a", F32, SHAPE(3), numbers }, 1);
-    safetensors_write(two, &(st_entry){ "b", F32, SHAPE(3), numbers }, 1);
+    safetensors_write(latents, &(st_entry){ "latents", F32, SHAPE(16, 2, 2, 2), numbers }, 1, true);
+    safetensors_write(one, &(st_entry){ "a", F32, SHAPE(3), numbers }, 1, true);
+    safetensors_write(two, &(st_entry){ "b", F32, SHAPE(3), numbers }, 1, true);
     image a;
     size_t used, n;
     char reason[REASON], *picture = spell("%s/in/a.ppm", top), *clip_name = spell("%s/work/clip.y4m", top);

@@ -298,7 +298,7 @@ static void test_safetensors_write(void)
     if (!found) return;
     safetensors_write(path,
         (st_entry[]){ { "x", F64, SHAPE(3, 1), numbers }, { "y", U8, SHAPE(5), bytes }, { "z", I64, { 0 }, numbers } },
-        3);
+        3, true);
     safetensors *file = safetensors_open(path);
     const st_tensor *x = safetensors_find(file, "x"), *y = safetensors_find(file, "y"),
         *z = safetensors_find(file, "z");

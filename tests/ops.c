@@ -732,7 +732,7 @@ static char *floors_of(const char *path)
 static void write_side(const char *folder, const char *ending, side *s, const char *members)
 {
     char *path = text_of("%s/%s%s.safetensors", folder, op, ending);
-    safetensors_write(path, s->list, s->count);
+    safetensors_write(path, s->list, s->count, true);
     set_metadata(path, members);
     free(path);
     *s = (side){ .count = 0 };
