@@ -254,7 +254,11 @@ const char *nearest_word(const char *word, const char *const *words, int count)
  *     writer_rename   the target appears, replacing an older file of that name
  *
  * A process that dies between the first and the last step leaves nothing: die() and the signal handlers unlink what is
- * on the list. SIGKILL alone leaves a temporary name, which no later run trips over. */
+ * on the list. SIGKILL alone leaves a temporary name, which no later run trips over.
+ *
+ * What a call of the system may answer besides "done": EINTR, a signal came before anything was done, so it is made
+ * again; fewer bytes than asked for, which is no error, so the rest is asked for next; anything else ends the run as a
+ * rule, with the system's own words for it. */
 
 /* After a call that reads a file. Its name and rights are the user's to mend: BAD_INPUT. Anything else that keeps a
  * file from being read (a broken disk, too many open files) is the system's: SYSTEM_ERROR. errno must still be the
@@ -319,7 +323,10 @@ static unsigned char *read_all(const char *path, size_t most, size_t *size)
     return bytes;
 }
 
-/* A file that is mapped: its pages are read when they are used, and shared between processes. */
+/* A file that is mapped: its bytes have addresses as soon as it is open, and a page of them is read from the disk when
+ * it is first used. So a checkpoint of 15 GB opens at once, takes memory that the system may take back at any time, and
+ * is in memory once for all processes. The price: what goes wrong with the file later shows as a signal, not as a code
+ * of a call (mapping_lost), and what is written to it meanwhile is seen (mappings_check). */
 typedef struct mapping {
     char *path;
     void *bytes;
@@ -468,7 +475,11 @@ static void writer_rename(writer *f)
 
 /* The name of that number in a series: of a name with one %d or %0Nd, N of one or two digits. A new string; NULL where
  * there is another % or none. The field is understood here and never reaches printf: a format from the command line
- * could read and write memory. */
+ * could read and write memory.
+ *
+ *     frame-%04d.ppm, 7    frame-0007.ppm                %d.ppm, 12    12.ppm
+ *     none of it           %4d (blanks in a name)        %s, %ld, %%d, %d%d, %d%%
+ */
 static char *series_name(const char *path, int64_t number)
 {
     const char *field = strchr(path, '%');
@@ -831,7 +842,14 @@ static bool json_integer(json value, int64_t *number)
  * One getter a type. All take the field's name, so that the line which reads a field is found by searching for it, and
  * the value for an absent field, which is the public class's default. A field that is there must be right: wrong types
  * and impossible values end with BAD_INPUT, naming file, field, value and what was expected. Fields that no getter asks
- * for are ignored: published files carry many. */
+ * for are ignored: published files carry many; `info` lists them, as a misspelt field is one of them.
+ *
+ *     { "n_query": 64, "eps": 1e-6, "center": true, "act_fn": null, "ch_mult": [1, 2], "types": "('A', 'B')" }
+ *
+ *     config_int(c, "n_query", REQUIRED, 1, 4096)     64      config_bool(c, "center", false)        true
+ *     config_real(c, "eps", 1e-5)                     1e-6    config_ints(c, "ch_mult", list, 8)     2: 1, 2
+ *     config_word(c, "act_fn", "silu")                "silu"  config_words(c, "types", names, 8)     2: A, B
+ */
 
 /* FOLDER/NAME, kept for the whole run: values point into its text. Files are those that diffusers' save_config and
  * transformers' save_pretrained write: config.json, scheduler_config.json, preprocessor_config.json, and the index of
@@ -1037,10 +1055,19 @@ int config_words(config c, const char *field, char **list, int most)
  *     13  end - begin is what shape and dtype need
  *     14  the last one ends with the file
  *     S1  no name twice     S2  a dimension is at most 2^48 - 1     (the official reader is not as strict)
- */
+ *
+ * Files come from strangers, hence so many rules. 2, 9 and 10 keep sizes from being believed before they are checked,
+ * and products from wrapping to small ones; 12 and 14 leave no byte that no tensor owns, in which something else could
+ * travel, and none that two own. S1: readers that keep the first and readers that keep the last of two would compute
+ * with different numbers from one file. S2: int64_t holds a dimension, also times the size of an element. */
 
 /* The format's own words, and bits an element. F4 and F6 pack several elements into bytes: files hold them, kernels do
- * not read them. */
+ * not read them. Floats have a sign, and then bits of exponent and of fraction:
+ *
+ *     F64 11, 52      F32 8, 23      F16 5, 10      BF16 8, 7: the upper half of an F32, with its range
+ *     F8_E5M2 5, 2: the upper half of an F16        F8_E4M3 4, 3: no infinities, one nan of either sign, up to 448
+ *
+ * FNUZ: the same bits with another bias, without -0 and infinities; E8M0: an exponent alone, for scales of blocks. */
 const char *const dtype_name[DTYPES] = {
     "BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64", "F16", "BF16", "F32", "F64", "C64",
     "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2",
@@ -1151,7 +1178,7 @@ static bool header_read(safetensors *file, json root, char reason[REASON])
 }
 
 /* The order of the data. Empty tensors share their begin with what follows them and come first; the name makes the
- * order one, as qsort may leave equals in any. */
+ * order one, as qsort may leave equals in any. Comparisons, not differences: those of 64 bits do not fit an int. */
 static int by_offset(const void *a, const void *b)
 {
     const st_tensor *s = a, *t = b;
@@ -1350,7 +1377,7 @@ void safetensors_write(const char *path, const st_entry *entries, int count, boo
     free(header.text);
 }
 
-/* One integer, sign-extended to 64 bits of two's complement, whatever the host has; or the bits of an F64. */
+/* One integer, sign-extended to 64 bits of two's complement, whatever the host has. */
 static uint64_t integer(const st_tensor *t, uint64_t i)
 {
     int bytes = dtype_bits[t->type] / 8;
@@ -1371,7 +1398,7 @@ static void load(const st_tensor *t, uint64_t first, int64_t n, double *out)
     if (narrow)
         weight_row((weight){ .data = p, .type = t->type, .ndim = 2, .dim = { 1, n } }, 0, 0, n, widened);
     for (int64_t i = 0; i < n; i++) {
-        uint64_t bits = narrow ? 0 : integer(t, first + (uint64_t)i);
+        uint64_t bits = narrow ? 0 : t->type == F64 ? little_endian(p + 8 * i, 8) : integer(t, first + (uint64_t)i);
         double whole = bits >> 63 && t->type != U64 ? -(double)~bits - 1 : (double)bits;
         out[i] = narrow ? (double)widened[i] : t->type == F64 ? bits_double(bits) : whole;
     }
@@ -1402,8 +1429,12 @@ static double element(const st_tensor *t, uint64_t i)
  *
  * Low-rank updates (kohya's names) hang on a matrix "blocks.0.attn1.to_q.weight" [N][K] as
  *     lora_unet__blocks_0_attn1_to_q.lora_up.weight [N][rank], .lora_down.weight [rank][K], .alpha (a scalar, optional)
- * and are linked to the weight, not merged: the mapped file cannot change, and kernels add them while they widen. Of a
- * convolution [Cout][Cin][y][x] they are [Cout][rank][1][1] and [rank][Cin][1][1], added at every tap. */
+ * and are linked to the weight, not merged: the mapped file cannot change, and kernels add them while they widen,
+ *
+ *     W'[n][k] = W[n][k] + scale * sum_r up[n][r] down[r][k],      scale = the user's weight * alpha / rank
+ *
+ * which costs rank multiplications an element, each time that a matrix is widened. Of a convolution [Cout][Cin][y][x]
+ * they are [Cout][rank][1][1] and [rank][Cin][1][1], added at every tap. */
 
 /* The mark of a tensor, also of one that is given for reading only. */
 static bool *used(const st_tensor *t) { return &t->file->tensors[t - t->file->tensors].used; }
@@ -1449,7 +1480,8 @@ static void shards_open(weights *w, const char *index)
 }
 
 /* Opens FOLDER/STEM.safetensors or its shards; nothing is bound yet. The single file is preferred, as by the public
- * loader; an index is looked at only where there is none. BAD_INPUT where neither is there, or a file is broken. */
+ * loader; an index is looked at only where there is none, since a folder that held shards once may still have it.
+ * BAD_INPUT where neither is there, or a file is broken. */
 weights *weights_open(const char *folder, const char *stem)
 {
     weights *w = allocate(1, sizeof *w);
@@ -1700,7 +1732,8 @@ void weights_ignore(weights *w, const char *glob)
 }
 
 /* After everything is bound: BAD_INPUT naming the first tensor, in the order of the file's data, that nothing has a
- * place for, unless allowed. A low-rank update that matched no layer would do nothing: never waived. */
+ * place for, unless allowed. A low-rank update that matched no layer would do nothing, and the user would take the
+ * model's own picture for the update's: never waived. */
 void weights_done(const weights *w, bool allow_unknown)
 {
     for (int f = allow_unknown ? w->nfiles : 0; f < w->nfiles + w->nloras; f++)
