@@ -305,7 +305,7 @@ static int input_open(const char *path, struct stat *about)
 enum { CONFIG_BYTES = 1 << 22, STREAM_BYTES = INT32_MAX };
 static unsigned char *read_all(const char *path, size_t most, size_t *size)
 {
-    struct stat about;
+    struct stat about = {0};
     int fd = strcmp(path, "-") ? input_open(path, &about) : STDIN_FILENO;
     size_t room = 1 << 16;
     unsigned char *bytes = allocate(room, 1);
@@ -723,7 +723,7 @@ bool json_check(const char *text, size_t size, bool minus_infinity, json *root, 
 char json_kind(json value)
 {
     char first = (char)(value.text ? *value.text : 0);
-    return first == '-' || is_digit(first) ? '0' : first;
+    return (char)(first == '-' || is_digit(first) ? '0' : first);
 }
 
 /* The span of the value that follows at p in checked text, of which the scanner refuses nothing; empty where the
@@ -890,7 +890,7 @@ json config_member(config c, const char *field)
 {
     json v = json_member(c.root, field);
     print_to(c.read, "%s%c", field, 0);
-    return json_kind(v) == 'n' ? (json){0} : v;
+    return json_kind(v) != 'n' ? v : (json){0};
 }
 
 /* "  not read: FIELD FIELD ... (PATH)" on standard output, or nothing. Whoever edits a field and sees no change finds
@@ -1126,7 +1126,7 @@ static bool tensor_read(st_tensor *t, json object, char reason[REASON])
 {
     static const char *const names[] = { "dtype", "shape", "data_offsets" };
     json field[3] = {{0}};
-    uint64_t offset[2], *to = offset;
+    uint64_t offset[2] = {0}, *to = offset;
     EXPECT(json_kind(object) == '{', "rule 7: no object");
     for (json at = {0}, key, value; json_next(object, &at, &key, &value);)
         for (int i = 0; i < 3; i++) {
@@ -1275,7 +1275,7 @@ static const st_tensor *tensor_find(const st_tensor **list, int64_t count, const
                                     int (*order)(const void *, const void *))
 {
     const st_tensor *key = &(st_tensor){ .name = (char *)name };
-    const st_tensor **found = bsearch(&key, list, (size_t)count, sizeof key, order);
+    const st_tensor **found = count > 0 ? bsearch(&key, list, (size_t)count, sizeof key, order) : NULL;
     return found ? *found : NULL;
 }
 
@@ -1318,8 +1318,8 @@ uint64_t hash_bytes(uint64_t h, const void *data, size_t size)
  * NULL on a little-endian host, whose memory is in order as it is. */
 static unsigned char *file_order(const unsigned char *data, size_t count, size_t bytes)
 {
-    bool little = *(const unsigned char *)&(uint16_t){ 1 } == 1;
-    unsigned char *turned = little ? NULL : allocate(count, bytes);
+    const uint16_t one = 1;
+    unsigned char *turned = *(const unsigned char *)&one ? NULL : allocate(count, bytes);   /* its low byte is first */
     for (size_t i = 0; turned && i < count * bytes; i++)
         turned[i] = data[i - i % bytes + bytes - 1 - i % bytes];
     return turned;
@@ -1619,9 +1619,9 @@ static weight random_weight(shape expected, const char *key)
  * that kernels cannot read are BAD_INPUT, naming the tensor, got and expected. */
 weight bind(weights *w, shape expected, const char *key, ...)
 {
-    FORMATTED(name, key);
     if (w->random)
-        return random_weight(expected, name);
+        return random_weight(expected, key);
+    FORMATTED(name, key);
     const st_tensor *t = weights_find(w, name);
     NEED(t, "%s/%s: tensor %s: got none, expected %s; check the configuration, or copy the file again", w->folder,
          w->stem, name, list_text(expected.ndim, expected.dim));
