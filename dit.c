@@ -94,6 +94,15 @@ static tensor side_by_side(arena *a, tensor x, tensor y)
     return both;
 }
 
+/* second(f(first(x))), x [M][K] -> [M][second's rows]: CLIP's MLP with its own activation, and with SiLU, x / (1 +
+ * exp(-x)), TimestepEmbedding and both PixArtAlphaTextProjections of embeddings.py: four modules, one formula. */
+static tensor two_layers(arena *a, tensor x, layer first, activation f, layer second)
+{
+    tensor inner = linear(a, x, first);
+    activate(inner, f);
+    return linear(a, inner, second);
+}
+
 /* Row i of x [M][D] += row i / each of table [R][D], which begins anew after R * each rows. */
 static void add_rows(tensor x, tensor table, int64_t each)
 {
@@ -166,9 +175,9 @@ static void read_preprocessor(const char *folder, clip_config *c)
     if (!(c->image_std[0] > 0 && c->image_std[1] > 0 && c->image_std[2] > 0))
         config_refuse(f, "image_std", "expected positive numbers");
     if (c->crop_size != c->image_size)
-        config_refuse(f, "crop_size", "expected the tower's image_size %lld", (long long)c->image_size);
+        config_refuse(f, "crop_size", "expected the tower's image_size %lld", ll(c->image_size));
     if (c->shortest_edge < c->crop_size)
-        config_refuse(f, "size", "expected a shortest edge of at least crop_size %lld", (long long)c->crop_size);
+        config_refuse(f, "size", "expected a shortest edge of at least crop_size %lld", ll(c->crop_size));
 }
 
 /* config.json of the tower, or of a whole CLIP model, where the tower's is the member vision_config. Absent fields have
@@ -192,9 +201,9 @@ static clip_config read_clip_config(const char *folder)
     config_int(f, "num_channels", 3, 3, 3);
     c.hidden_act = config_choice(f, "hidden_act", "quick_gelu", acts, 2) ? GELU_ERF : QUICK_GELU;
     if (c.hidden_size % c.num_attention_heads)
-        config_refuse(f, "num_attention_heads", "expected a divisor of hidden_size %lld", (long long)c.hidden_size);
+        config_refuse(f, "num_attention_heads", "expected a divisor of hidden_size %lld", ll(c.hidden_size));
     if (c.patch_size > c.image_size)
-        config_refuse(f, "patch_size", "expected at most image_size %lld", (long long)c.image_size);
+        config_refuse(f, "patch_size", "expected at most image_size %lld", ll(c.image_size));
     read_preprocessor(folder, &c);
     return c;
 }
@@ -206,7 +215,7 @@ static int64_t clip_side(const clip_config *c) { return c->image_size / c->patch
 static clip_layer bind_clip_layer(weights *w, const clip_config *c, int64_t i)
 {
     int64_t d = c->hidden_size, inner = c->intermediate_size;
-    char *at = text_of("vision_model.encoder.layers.%lld", (long long)i);
+    char *at = text_of("vision_model.encoder.layers.%lld", ll(i));
     clip_layer l = {
         .layer_norm1 = bind_norm(w, d, "%s.layer_norm1", at), .layer_norm2 = bind_norm(w, d, "%s.layer_norm2", at),
         .q_proj = bind_linear(w, d, d, "%s.self_attn.q_proj", at),
@@ -285,8 +294,7 @@ static tensor clip_embed(const run *r, const clip *c, tensor pixels)
     return x;
 }
 
-/* CLIPEncoderLayer, x [1 + patches][width] in place. n holds what is normed, then what was attended; q is used again
- * for what is added. CLIP's norms have the eps of its config.json, often 1e-5, the DiT's 1e-6. */
+/* CLIPEncoderLayer, x [1 + patches][width] in place. n holds what is normed, then what was attended. CLIP's norms have the eps of its config.json, often 1e-5, the DiT's 1e-6. */
 static void clip_block(const run *r, const clip *c, tensor x, const clip_layer *l)
 {
     arena *a = r->arena;
@@ -298,10 +306,7 @@ static void clip_block(const run *r, const clip *c, tensor x, const clip_layer *
     linear_to(a, q, n, l->out_proj);
     add(x, q);                                  /* x += fc2(act(fc1(layer_norm2(x)))) */
     layer_norm(a, n, x, l->layer_norm2, c->config.layer_norm_eps);
-    tensor inner = linear(a, n, l->fc1);        /* [1 + patches][intermediate_size] */
-    activate(inner, c->config.hidden_act);
-    linear_to(a, q, inner, l->fc2);
-    add(x, q);
+    add(x, two_layers(a, n, l->fc1, c->config.hidden_act, l->fc2));
     arena_reset(a, mark);
 }
 
@@ -396,7 +401,7 @@ static void check_dit_config(config f, const dit_config *c, int64_t stated_size)
 {
     if (c->hidden_size != stated_size)
         config_refuse(f, "hidden_size", "expected num_attention_heads * attention_head_dim = %lld * %lld",
-                      (long long)c->num_attention_heads, (long long)c->attention_head_dim);
+                      ll(c->num_attention_heads), ll(c->attention_head_dim));
     if (c->attention_head_dim % 4)
         config_refuse(f, "attention_head_dim", "expected a multiple of 4: rotary pairs for x and for y");
     if (c->num_layers % 2)
@@ -405,7 +410,7 @@ static void check_dit_config(config f, const dit_config *c, int64_t stated_size)
         config_refuse(f, "n_query", "expected a square");
     if (c->cross_attention_dim % c->num_attention_heads)
         config_refuse(f, "cross_attention_dim", "expected a multiple of num_attention_heads %lld, the Resampler's "
-                      "heads", (long long)c->num_attention_heads);
+                      "heads", ll(c->num_attention_heads));
     if (c->cross_attention_dim_t5 % POOL_HEADS)
         config_refuse(f, "cross_attention_dim_t5", "expected a multiple of %d, the pooler's heads", POOL_HEADS);
 }
@@ -461,7 +466,7 @@ static attention_layer bind_attention(weights *w, const dit_config *c, const cha
 static void bind_block(weights *w, const dit_config *c, block_weights *b, int64_t i)
 {
     int64_t d = c->hidden_size, x = c->cross_attention_dim;
-    char *at = text_of("blocks.%lld", (long long)i), *table = text_of("%s.t_embed.pe", at);
+    char *at = text_of("blocks.%lld", ll(i)), *table = text_of("%s.t_embed.pe", at);
     if (i > c->num_layers / 2) {
         b->skip_norm = bind_norm(w, 2 * d, "%s.skip_norm", at);
         b->skip_linear = bind_linear(w, d, 2 * d, "%s.skip_linear", at);
@@ -603,26 +608,11 @@ static void sinusoids(double v, real *out)
     }
 }
 
-/* linear_2(silu(linear_1(x))), x [M][K] -> [M][second's rows]; silu(x) = x / (1 + exp(-x)). TimestepEmbedding and both
- * PixArtAlphaTextProjections of embeddings.py: three modules, one formula. */
-static tensor two_layers(arena *a, tensor x, layer first, layer second)
-{
-    tensor y = tensor_new(a, SHAPE(x.dim[0], second.weight.dim[0]));
-    size_t mark = arena_mark(a);
-    tensor inner = linear(a, x, first);
-    activate(inner, SILU);
-    linear_to(a, y, inner, second);
-    arena_reset(a, mark);
-    return y;
-}
-
 /* HunyuanDiTAttentionPool: tokens [L][T5] -> [1][pooled]. The mean token is put in front, and it alone asks; all
  * answer, itself included. There is no mask: padding takes part, in the mean, too. */
 static tensor pool(arena *a, const dit *d, tensor tokens)
 {
     int64_t length = tokens.dim[0], width = tokens.dim[1];
-    tensor y = tensor_new(a, SHAPE(1, d->config.pooled_projection_dim));
-    size_t mark = arena_mark(a);
     tensor x = tensor_new(a, SHAPE(1 + length, width));
     copy_rows(x, 1, tokens);
     for (int64_t k = 0; k < width && x.data; k++) {
@@ -635,9 +625,7 @@ static tensor pool(arena *a, const dit *d, tensor tokens)
     tensor q = linear(a, tensor_part(x, 0, 1), d->pool_q), k = linear(a, x, d->pool_k), v = linear(a, x, d->pool_v);
     tensor o = like(a, q);
     attention(a, o, q, k, v, 1, POOL_HEADS);
-    linear_to(a, y, o, d->pool_c);
-    arena_reset(a, mark);
-    return y;
+    return linear(a, o, d->pool_c);
 }
 
 /* extra_embedder([pooled, meta, style]) -> [1][D]. meta is a size condition as in SDXL (arXiv 2307.01952): the original
@@ -646,13 +634,12 @@ static tensor pool(arena *a, const dit *d, tensor tokens)
 static tensor extra_embedding(arena *a, const dit *d, tensor emb2, int64_t height, int64_t width)
 {
     const double meta[6] = { 1024, 1024, (double)height, (double)width, 0, 0 };
-    size_t mark = arena_mark(a);
     tensor sizes = tensor_new(a, SHAPE(1, META));
     tensor style = widened(a, d->style, SHAPE(1, d->config.hidden_size));
     for (int64_t i = 0; i < 6 && sizes.data; i++)
         sinusoids(meta[i], sizes.data + i * SINUSOIDS);
     tensor x = side_by_side(a, side_by_side(a, pool(a, d, emb2), sizes), style);
-    return arena_return(a, mark, two_layers(a, x, d->extra_1, d->extra_2));
+    return two_layers(a, x, d->extra_1, SILU, d->extra_2);
 }
 
 /* Rows of x [L][X] whose mask is 0 become rows of the learned padding, from padding_row on. A trap: masked tokens are
@@ -660,24 +647,20 @@ static tensor extra_embedding(arena *a, const dit *d, tensor emb2, int64_t heigh
  * means. */
 static void mask_rows(arena *a, tensor x, weight mask, weight padding, int64_t padding_row)
 {
-    size_t mark = arena_mark(a);
     const real *m = weight_vector(a, mask);
     for (int64_t i = 0; i < x.dim[0] && x.data; i++)
         if (m[i] == 0)
             weight_row(padding, padding_row + i, 0, x.dim[1], x.data + i * x.dim[1]);
-    arena_reset(a, mark);
 }
 
 /* out [text_len + text_len_t5][X]: emb1, then text_embedder(emb2), masked tokens replaced. emb2 [text_len_t5][T5]. */
 static void text_tokens(arena *a, const dit *d, tensor out, const control *row, tensor emb2)
 {
     int64_t first = d->config.text_len, second = d->config.text_len_t5;
-    size_t mark = arena_mark(a);
     copy_rows(out, 0, widened(a, row->emb1, SHAPE(first, d->config.cross_attention_dim)));
-    copy_rows(out, first, two_layers(a, emb2, d->text_1, d->text_2));
+    copy_rows(out, first, two_layers(a, emb2, d->text_1, SILU, d->text_2));
     mask_rows(a, tensor_part(out, 0, first), row->mask1, d->text_padding, 0);
     mask_rows(a, tensor_part(out, first, second), row->mask2, d->text_padding, first);
-    arena_reset(a, mark);
 }
 
 /* The four taps and weights of output i when an axis of n is resized to m by torch's bicubic.
@@ -729,7 +712,6 @@ static void resample(arena *a, const dit *d, tensor out, tensor tokens)
 {
     const dit_config *c = &d->config;
     int64_t x = c->cross_attention_dim, queries = c->n_query, patches = tokens.dim[0];
-    size_t mark = arena_mark(a);
     tensor positions = widened(a, d->positions, SHAPE(queries, x)), q = widened(a, d->query, SHAPE(queries, x));
     tensor value = d->kv_proj.data ? linear(a, tokens, (layer){ .weight = d->kv_proj }) : tokens;   /* [patches][X] */
     tensor v = like(a, value), key_positions = like(a, value);
@@ -746,7 +728,6 @@ static void resample(arena *a, const dit *d, tensor out, tensor tokens)
     }
     attention(a, q, in[0], in[1], in[2], 1, c->num_attention_heads);
     linear_to(a, out, q, d->out_proj);
-    arena_reset(a, mark);
 }
 
 /* Everything that a run's calls share. rows: [negative, positive], or [positive] where guidance is off. tokens: CLIP's
@@ -899,8 +880,7 @@ typedef struct {
     const double *rotary;       /* [area][head / 2][cos, sin] */
     int64_t block;              /* the block under way, and its weights */
     const block_weights *b;
-    bool enhance;               /* Enhance-A-Video is on in this call */
-    double enhance_weight;
+    const enhance *eav;         /* Enhance-A-Video; NULL: not in this call */
 } call_state;
 
 /* x [rows * N][D] as the guidance rows' [rows][N][D]. */
@@ -990,7 +970,7 @@ static real enhance_score(const call_state *c, const attention_layer *l, tensor 
         }
     arena_reset(c->a, mark);
     double mean = sum / (double)(c->frames * c->frames - c->frames) / (double)(c->rows * c->area * heads);
-    double score = mean * ((double)c->frames + c->enhance_weight);
+    double score = mean * ((double)c->frames + c->eav->weight);
     return (real)(score < 1 ? 1 : score);
 }
 
@@ -1006,7 +986,7 @@ static void attend(const call_state *c, tensor n, const tensor *source, const at
     int64_t heads = c->d->config.num_attention_heads;
     size_t mark = arena_mark(a);
     tensor q = linear(a, n, l->to_q), k = linear(a, seen, l->to_k), v = linear(a, seen, l->to_v);
-    real score = !source && c->enhance ? enhance_score(c, l, q, k) : 1;
+    real score = !source && c->eav ? enhance_score(c, l, q, k) : 1;
     head_norm_rotary(a, q, heads, l->norm_q, 1e-6, c->rotary, c->area);
     head_norm_rotary(a, k, heads, l->norm_k, 1e-6, source ? NULL : c->rotary, c->area);
     if (!source) {
@@ -1146,7 +1126,7 @@ static tensor time_embedding(const run *r, const dit *d, const dit_condition *c,
     if (v.data)
         sinusoids(t, v.data);
     show(r, v.data, REAL_TYPE, tensor_shape(v), "sinusoids");
-    tensor temb = repeated(a, two_layers(a, v, d->timestep_1, d->timestep_2), c->rows);
+    tensor temb = repeated(a, two_layers(a, v, d->timestep_1, SILU, d->timestep_2), c->rows);
     add(temb, c->extra);
     return arena_return(a, mark, temb);
 }
@@ -1349,10 +1329,9 @@ static void tea_update(arena *a, tea_cache *t, const block_weights *b, tensor pa
     if (t->computed) {
         t->sum = 0;
         tensor_copy(t->last, x);
-    } else {
-        t->cached++;
     }
     t->stored = t->computed;
+    t->cached += !t->computed;
     arena_reset(a, mark);
 }
 
@@ -1427,8 +1406,7 @@ tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor la
     call_state c = {
         .r = r, .d = d, .a = a, .call = call, .rows = r->hooks || (eav && eav->enabled) ? k->rows : 1,
         .frames = frames, .area = (h / p) * (w / p),
-        .enhance = eav && eav->enabled && call >= eav->skip_start && call < eav->steps - eav->skip_end,
-        .enhance_weight = eav ? eav->weight : 0,
+        .eav = eav && eav->enabled && call >= eav->skip_start && call < eav->steps - eav->skip_end ? eav : NULL,
     };
     if (given(r, out, ROWS_CHANNELS_FIRST, "step.%03d.out", (int)call))
         return out;

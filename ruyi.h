@@ -399,7 +399,7 @@ typedef struct {                /* vae/config.json */
     config file;
     int64_t in_channels, out_channels, latent_channels, layers_per_block, norm_num_groups;
     int64_t levels, channels[MAX_LEVELS];   /* length of ch_mult; ch * ch_mult */
-    bool down_time[MAX_LEVELS], up_time[MAX_LEVELS];    /* SpatialTemporal... rather than Spatial...Block3D */
+    bool time[2][MAX_LEVELS];   /* of down_blocks, of up_blocks: SpatialTemporal... rather than Spatial...Block3D */
     slice_mode mode;
     int64_t mini_batch_encoder, mini_batch_decoder;     /* a slice's length, in frames and in latent frames */
     bool mid_block_use_attention, spatial_group_norm, tile_encoder, tile_decoder;

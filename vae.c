@@ -3,7 +3,7 @@
  * Shapes (letters: ruyi.h), and the published model's numbers for a slice of 8 frames of 384 x 672 pixels; c0 .. cL are
  * ch * ch_mult, 128 256 512 512:
  *
- *     encode_slice   [T][H][W][3]      8 384 672 3       pixels in -1..1
+ *     code_slice     [T][H][W][3]      8 384 672 3       pixels in -1..1
  *                    [T][H][W][c0]     8 384 672 128     conv_in
  *       run_level 0  ...               8 192 336 128     down_blocks.0: residual blocks, then a downsampler
  *       run_level 1  ...               4 96 168 256      down_blocks.1; a SpatialTemporal downsampler halves T, too
@@ -11,7 +11,7 @@
  *       run_level 3  [F][h][w][cL]     2 48 84 512       down_blocks.3, the last: no downsampler
  *                    [F][h][w][cL]     2 48 84 512       mid_block: residual, { attention, residual }
  *                    [F][h][w][2 Z]    2 48 84 32        conv_norm_out, SiLU, conv_out; quant_conv: mean, log variance
- *     decode_slice   [F][h][w][Z]      2 48 84 16        post_quant_conv
+ *     code_slice     [F][h][w][Z]      2 48 84 16        post_quant_conv
  *                    [F][h][w][cL]     2 48 84 512       conv_in, mid_block
  *       run_level 0  ...               2 96 168 512      up_blocks.0: one residual block more, then an upsampler
  *       run_level 1  ...               4 192 336 512     up_blocks.1; a SpatialTemporal upsampler doubles T, too
@@ -30,7 +30,7 @@
  * the one before. At most three tensors are alive at a time beside the weights: the stream, and a residual block's two.
  *
  * Interface (ruyi.h): vae_open, vae_encode, vae_decode; the lengths and tiles that they imply. Reading order:
- * vae_encode, code, encode_slice, run_level, residual, causal_conv; then slice_next with its table; then code_tiles.
+ * vae_encode, code, code_slice, run_level, residual, causal_conv; then slice_next with its table; then code_tiles.
  *
  * Mirrors, in the public code: ruyi/models/autoencoder_magvit.py (AutoencoderKLMagvit: quant_conv, tiles) and
  * ruyi/vae/ldm/models/omnigen_enc_dec.py (Encoder, Decoder: slices). The layers are in ruyi/vae/ldm/modules/vaemodules:
@@ -85,27 +85,36 @@ static tensor same_size(arena *a, tensor x, int64_t channels)
 /* ---------------------------------------------------------------- configuration
  *
  * vae/config.json. A field that is absent has the default of AutoencoderKLMagvit.__init__. Whatever this program cannot
- * compute is refused here, with file and field, before a weight is read. */
+ * compute is refused here, with file and field, before a weight is read.
+ *
+ * What the fields decide, and where it is used:
+ *
+ *     ch, ch_mult                               channels and number of levels, hence the scale: 2 ^ (levels - 1)
+ *     down_block_types, up_block_types          at which levels the length changes, too: how many frames a latent is
+ *     *_vae, mini_batch_encoder, _decoder       slices: slice_next
+ *     spatial_group_norm                        statistics of a frame or of a slice (norm_silu), and how frames are
+ *                                               doubled (upsample)
+ *     mid_block_*                               attention of the deepest level: mid_block
+ *     *tiling*, tile_*                          tiles: tiling_of
+ *     scaling_factor                            nothing here: the pipeline's, see "the two directions" */
 
 /* down_block_types or up_block_types -> time[levels]: which levels change the length in time, too. The other block
  * types of the public code (with attention, temporal only) are in no published model. */
-static void read_block_types(config file, const char *field, const char *direction, int64_t levels, bool *time)
+static void read_block_types(config file, bool decode, int64_t levels, bool *time)
 {
-    char *spatial = text_of("Spatial%sBlock3D", direction), *both = text_of("SpatialTemporal%sBlock3D", direction);
-    const char *const known[] = { spatial, both };
+    static const char *const known[2][2] = { { "SpatialDownBlock3D", "SpatialTemporalDownBlock3D" },
+                                             { "SpatialUpBlock3D", "SpatialTemporalUpBlock3D" } };
+    const char *field = decode ? "up_block_types" : "down_block_types", *const *types = known[decode];
     char *words[MAX_LEVELS];
-    int n = config_words(file, field, words, MAX_LEVELS);
-    if (n != levels)
-        config_refuse(file, field, "expected as many block types as ch_mult has numbers, %lld", (long long)levels);
-    for (int i = 0; i < n; i++) {
-        int place = place_of(words[i], known, 2);
+    if (config_words(file, field, words, MAX_LEVELS) != levels)
+        config_refuse(file, field, "expected as many block types as ch_mult has numbers, %lld", ll(levels));
+    for (int64_t i = 0; i < levels; i++) {
+        int place = place_of(words[i], types, 2);
         if (place < 0)
-            config_refuse(file, field, "expected %s or %s; other block types are not supported", spatial, both);
+            config_refuse(file, field, "expected %s or %s; other block types are not supported", types[0], types[1]);
         time[i] = place == 1;
         free(words[i]);
     }
-    free(spatial);
-    free(both);
 }
 
 /* use_gc_blocks is null, or a list of booleans, one a level. */
@@ -123,54 +132,51 @@ static int64_t level_channels(const vae_config *c, bool decode, int64_t i)
     return c->channels[decode ? c->levels - 1 - i : i];
 }
 
-/* SpatialUpBlock3D builds its upsampler for the channels that enter the level, SpatialTemporalUpBlock3D for those that
- * leave it (up_blocks.py). After residual blocks that change the channels the former cannot run, in PyTorch neither. */
-static void check_up_blocks(config file, const vae_config *c)
-{
-    for (int64_t i = 0; i + 1 < c->levels; i++) {
-        int64_t out = level_channels(c, true, i), in = i ? level_channels(c, true, i - 1) : out;
-        if (!c->up_time[i] && in != out)
-            config_refuse(file, "up_block_types", "expected another type at %lld: SpatialUpBlock3D upsamples only "
-                          "where its channels stay the same; they go from %lld to %lld", (long long)i, (long long)in,
-                          (long long)out);
-    }
-}
-
-/* What must hold between fields. */
+/* What must hold between fields.
+ *
+ * A GroupNorm has as many channels in every group, and the mid block's heads share its channels evenly. A trap in
+ * up_blocks.py: SpatialUpBlock3D builds its upsampler for the channels that enter the level, SpatialTemporalUpBlock3D
+ * for those that leave it. After residual blocks that change the channels the former cannot run, in PyTorch neither.
+ * block_out_channels is read by nothing but the pipeline, which takes the scale of the latents from its length. */
 static void check_config(config file, const vae_config *c, bool given)
 {
     int64_t deepest = c->channels[c->levels - 1];
-    for (int64_t i = 0; i < c->levels; i++)
+    for (int64_t i = 0; i < c->levels; i++) {
+        int64_t out = level_channels(c, true, i), in = i ? level_channels(c, true, i - 1) : out;
         if (c->channels[i] % c->norm_num_groups)
             config_refuse(file, "norm_num_groups", "expected a divisor of the %lld channels of level %lld",
-                          (long long)c->channels[i], (long long)i);
+                          ll(c->channels[i]), ll(i));
+        if (i + 1 < c->levels && !c->time[1][i] && in != out)
+            config_refuse(file, "up_block_types", "expected another type at %lld: SpatialUpBlock3D upsamples only "
+                          "where its channels stay the same; they go from %lld to %lld", ll(i), ll(in), ll(out));
+    }
     if (deepest % c->mid_block_num_attention_heads)
         config_refuse(file, "mid_block_num_attention_heads", "expected a divisor of the %lld channels of the last "
-                      "level", (long long)deepest);
-    check_up_blocks(file, c);
+                      "level", ll(deepest));
     if (c->block_out_channels && c->block_out_channels != c->levels)
         config_refuse(file, "block_out_channels", "expected as many numbers as ch_mult has, %lld: both give the scale "
-                      "of the latents", (long long)c->levels);
+                      "of the latents", ll(c->levels));
     if (!(c->tile_overlap_factor >= 0 && c->tile_overlap_factor < 1))
         config_refuse(file, "tile_overlap_factor", "expected 0 <= factor < 1");
     /* tiles start every int(size * (1 - overlap)), which must not be 0 */
     if ((c->tile_encoder || c->tile_decoder) && (double)c->tile_latent_min_size * (1 - c->tile_overlap_factor) < 1) {
         if (given)
             die(BAD_INPUT, "--vae-tiling: got tiles of %lld pixels overlapping by %g, expected larger tiles: this is "
-                "less than a latent", (long long)c->tile_sample_min_size, c->tile_overlap_factor);
+                "less than a latent", ll(c->tile_sample_min_size), c->tile_overlap_factor);
         config_refuse(file, "tile_sample_min_size", "expected more, enough for tiles of the latents");
     }
     if (!(c->scaling_factor != 0 && isfinite(c->scaling_factor)))
         config_refuse(file, "scaling_factor", "expected a number that is not 0");
 }
 
-/* Channels of level i are ch * ch_mult[i]. block_out_channels is read by nothing but the pipeline, which takes the
- * scale of the latents from its length; it must therefore agree with ch_mult. */
+/* Channels of level i are ch * ch_mult[i]. Of block_out_channels only the length counts. */
 static void read_channels(config file, vae_config *c)
 {
-    int64_t ch = config_int(file, "ch", 128, 1, 65536), mult[MAX_LEVELS] = { 1, 2, 4, 4 };
+    int64_t ch = config_int(file, "ch", 128, 1, 65536), mult[MAX_LEVELS] = { 1, 2, 4, 4 }, unused[MAX_LEVELS];
     int n = config_ints(file, "ch_mult", mult, MAX_LEVELS);
+    int stated = config_ints(file, "block_out_channels", unused, MAX_LEVELS);
     c->levels = n < 0 ? 4 : n;
+    c->block_out_channels = stated < 0 ? 0 : stated;
     if (n == 0)
         config_refuse(file, "ch_mult", "expected at least one number");
     for (int64_t i = 0; i < c->levels; i++) {
@@ -178,9 +184,6 @@ static void read_channels(config file, vae_config *c)
             config_refuse(file, "ch_mult", "expected numbers from 1 to 65536");
         c->channels[i] = ch * mult[i];
     }
-    int64_t unused[MAX_LEVELS];
-    n = config_ints(file, "block_out_channels", unused, MAX_LEVELS);
-    c->block_out_channels = n < 0 ? 0 : n;
 }
 
 /* Three switches choose the slices, of which the first that is on wins. slice_mag_vae is on by default. */
@@ -227,8 +230,8 @@ static vae_config read_config(const char *folder, vae_tiling tiles)
     }
     read_channels(f, &c);
     c.tile_latent_min_size = c.tile_sample_min_size / vae_scale(&c);
-    read_block_types(f, "down_block_types", "Down", c.levels, c.down_time);
-    read_block_types(f, "up_block_types", "Up", c.levels, c.up_time);
+    for (int decode = 0; decode < 2; decode++)
+        read_block_types(f, decode, c.levels, c.time[decode]);
     config_choice(f, "mid_block_type", "MidBlock3D", (const char *const[]){ "MidBlock3D" }, 1);
     config_choice(f, "act_fn", "silu", (const char *const[]){ "silu", "swish" }, 2);    /* two names of one function */
     refuse_gc_blocks(f);
@@ -242,57 +245,42 @@ static vae_config read_config(const char *folder, vae_tiling tiles)
  * the name of a tensor that is missing or has another shape. Convolutions come as [Cout][Cin][3][3][3] and are kept as
  * [Cout][27][Cin], so that a kernel's innermost sum runs over consecutive channels. */
 
-/* NAME.norm1 .. NAME.shortcut. ResidualBlock3D.__init__. */
-static resblock bind_resblock(weights *w, const char *name, int64_t in, int64_t out)
-{
-    resblock b = {
-        .norm1 = bind_norm(w, in, "%s.norm1", name),
-        .conv1 = bind_convolution(w, SHAPE(out, in, 3, 3, 3), "%s.conv1", name),
-        .norm2 = bind_norm(w, out, "%s.norm2", name),
-        .conv2 = bind_convolution(w, SHAPE(out, out, 3, 3, 3), "%s.conv2", name),
-    };
-    if (in != out)
-        b.shortcut = bind_convolution(w, SHAPE(out, in, 1, 1, 1), "%s.shortcut", name);
-    return b;
-}
-
-/* PARENT.convs.0 .. count-1, a new list. Only the first changes the channels. */
+/* PARENT.convs.0 .. count-1, a new list: ResidualBlock3D.__init__. Only the first changes the channels, and only where
+ * they change is there a shortcut. */
 static resblock *bind_resblocks(weights *w, const char *parent, int64_t count, int64_t in, int64_t out)
 {
     resblock *list = allocate((size_t)count, sizeof *list);
-    for (int64_t i = 0; i < count; i++) {
-        char *name = text_of("%s.convs.%lld", parent, (long long)i);
-        list[i] = bind_resblock(w, name, i ? out : in, out);
-        free(name);
+    for (int64_t i = 0; i < count; i++, in = out) {
+        list[i] = (resblock){
+            .norm1 = bind_norm(w, in, "%s.convs.%lld.norm1", parent, ll(i)),
+            .conv1 = bind_convolution(w, SHAPE(out, in, 3, 3, 3), "%s.convs.%lld.conv1", parent, ll(i)),
+            .norm2 = bind_norm(w, out, "%s.convs.%lld.norm2", parent, ll(i)),
+            .conv2 = bind_convolution(w, SHAPE(out, out, 3, 3, 3), "%s.convs.%lld.conv2", parent, ll(i)),
+        };
+        if (in != out)
+            list[i].shortcut = bind_convolution(w, SHAPE(out, in, 1, 1, 1), "%s.convs.%lld.shortcut", parent, ll(i));
     }
     return list;
 }
 
-/* Attention.__init__ of attention.py, all four projections with bias. */
-static attention_weights bind_mid_attention(weights *w, const char *name, int64_t c)
-{
-    return (attention_weights){
-        .group_norm = bind_norm(w, c, "%s.group_norm", name),
-        .to_q = bind_linear(w, c, c, "%s.to_q", name), .to_k = bind_linear(w, c, c, "%s.to_k", name),
-        .to_v = bind_linear(w, c, c, "%s.to_v", name), .to_out = bind_linear(w, c, c, "%s.to_out", name),
-    };
-}
-
 /* MidBlock3D: one residual block more than attentions. The spatial_temporal type has a list of two attentions at every
- * place (attentions.I.0, .1), the others have one (attentions.I). */
+ * place (attentions.I.0, .1), the others have one (attentions.I); their four projections have biases (attention.py). */
 static void bind_mid(weights *w, const vae_config *c, coder *k, const char *half)
 {
-    int64_t channels = c->channels[c->levels - 1], layers = c->layers_per_block;
+    int64_t n = c->channels[c->levels - 1], layers = c->layers_per_block;
     bool pair = c->mid_block_attention_type == ATTEND_SPATIAL_TEMPORAL;
     char *name = text_of("%s.mid_block", half);
-    k->mid_convs = bind_resblocks(w, name, layers, channels, channels);
+    k->mid_convs = bind_resblocks(w, name, layers, n, n);
     k->mid_attentions = allocate((size_t)layers, sizeof *k->mid_attentions);
     for (int64_t i = 0; i + 1 < layers && c->mid_block_use_attention; i++)
-        for (int j = 0; j < (pair ? 2 : 1); j++) {
-            char *one = pair ? text_of("%s.attentions.%lld.%d", name, (long long)i, j)
-                             : text_of("%s.attentions.%lld", name, (long long)i);
-            k->mid_attentions[i][j] = bind_mid_attention(w, one, channels);
-            free(one);
+        for (int j = 0; j <= pair; j++) {
+            char *at = text_of("%s.attentions.%lld%s", name, ll(i), pair ? j ? ".1" : ".0" : "");
+            k->mid_attentions[i][j] = (attention_weights){
+                .group_norm = bind_norm(w, n, "%s.group_norm", at),
+                .to_q = bind_linear(w, n, n, "%s.to_q", at), .to_k = bind_linear(w, n, n, "%s.to_k", at),
+                .to_v = bind_linear(w, n, n, "%s.to_v", at), .to_out = bind_linear(w, n, n, "%s.to_out", at),
+            };
+            free(at);
         }
     free(name);
 }
@@ -307,14 +295,13 @@ static void bind_coder(weights *w, const vae_config *c, coder *k, bool decode)
     int64_t enters = decode ? z : c->in_channels, leaves = decode ? c->out_channels : 2 * z, quant = decode ? z : 2 * z;
     k->conv_in = bind_convolution(w, SHAPE(first, enters, 3, 3, 3), "%s.conv_in", half);
     bind_mid(w, c, k, half);
-    for (int64_t i = 0, in = first; i <= last; i++) {
-        int64_t out = level_channels(c, decode, i);
-        char *name = text_of("%s.%s_blocks.%lld", half, way, (long long)i);
+    for (int64_t i = 0, in = first, out; i <= last; i++, in = out) {
+        char *name = text_of("%s.%s_blocks.%lld", half, way, ll(i));
+        out = level_channels(c, decode, i);
         k->levels[i].convs = bind_resblocks(w, name, layers, in, out);
         if (i < last)
             k->levels[i].sampler = bind_convolution(w, SHAPE(out, out, 3, 3, 3), "%s.%ssampler.conv", name, way);
         free(name);
-        in = out;
     }
     k->conv_norm_out = bind_norm(w, end, "%s.conv_norm_out", half);
     k->conv_out = bind_convolution(w, SHAPE(leaves, end, 3, 3, 3), "%s.conv_out", half);
@@ -326,16 +313,17 @@ static void bind_coder(weights *w, const vae_config *c, coder *k, bool decode)
  * unless it is allowed. */
 vae *vae_open(const char *folder, bool encoder, bool decoder, vae_tiling tiles, bool allow_unknown)
 {
-    static const char *const parts[2][2] = { { "encoder.*", "quant_conv.*" }, { "decoder.*", "post_quant_conv.*" } };
     vae *v = allocate(1, sizeof *v);
     v->config = read_config(folder, tiles);
     v->weights = weights_open(folder, "diffusion_pytorch_model");
     bool wanted[2] = { encoder || v->config.mode != SLICE_CACHE, decoder };
     for (int decode = 0; decode < 2; decode++) {
-        if (wanted[decode])
+        if (wanted[decode]) {
             bind_coder(v->weights, &v->config, &v->coders[decode], decode);
-        for (int i = 0; i < 2 && !wanted[decode]; i++)
-            weights_ignore(v->weights, parts[decode][i]);
+            continue;
+        }
+        weights_ignore(v->weights, decode ? "decoder.*" : "encoder.*");
+        weights_ignore(v->weights, decode ? "post_quant_conv.*" : "quant_conv.*");
     }
     weights_done(v->weights, allow_unknown);
     return v;
@@ -418,7 +406,7 @@ static int64_t slice_output(const vae_config *c, bool decode, const slice *s)
 {
     int64_t t = s->count;
     for (int64_t i = 0; i + 1 < c->levels; i++)
-        if (decode ? c->up_time[i] : c->down_time[i])
+        if (c->time[decode][i])
             t = decode ? frames_up(t, s->time) : frames_down(t);
     return t;
 }
@@ -444,9 +432,8 @@ static int64_t output_side(const vae_config *c, bool decode, int64_t side)
 /* What the coder makes of in [T][H][W][3] or [F][h][w][Z]: [F][h][w][2Z] or [T][H][W][3]. */
 static shape output_shape(const vae_config *c, bool decode, tensor in)
 {
-    return SHAPE(output_frames(c, decode, in.dim[0]),
-                 output_side(c, decode, in.dim[1]), output_side(c, decode, in.dim[2]),
-                 decode ? c->out_channels : 2 * c->latent_channels);
+    return SHAPE(output_frames(c, decode, in.dim[0]), output_side(c, decode, in.dim[1]),
+                 output_side(c, decode, in.dim[2]), decode ? c->out_channels : 2 * c->latent_channels);
 }
 
 /* ---------------------------------------------------------------- blocks */
@@ -470,8 +457,8 @@ typedef struct {
     int *slice;                 /* slices done in the whole pass, tiles and all, for dump names */
     int64_t stage, first;       /* stages of the slice done; the first that is wanted: before it, `skipping` */
     bool skipping;
+    char name[64];              /* of a stage, see stage_name */
 } pass;
-enum { STAGE_NAME = 64 };
 
 /* y [T'][H'][W'][Cout] = a causal 3 x 3 x 3 convolution of x [T][H][W][Cin]; s has its stride and padding in space, the
  * slice has the padding in time. With flags 5 and 6 the public CausalConv3d (common.py) keeps prev_features in itself;
@@ -655,14 +642,7 @@ static tensor run_level(pass *p, tensor x, int64_t i)
         x = residual(p, x, &l->convs[j]);
     if (i + 1 == p->c->levels)
         return x;
-    return p->decode ? upsample(p, x, l->sampler, p->c->up_time[i]) : downsample(p, x, l->sampler, p->c->down_time[i]);
-}
-
-/* conv_norm_out, SiLU, conv_out: [T][H][W][c] -> [T][H][W][2 Z or 3]. Both halves end so. */
-static tensor head(pass *p, tensor x)
-{
-    norm_silu(p, x, x, p->k->conv_norm_out);
-    return causal_conv(p, x, p->k->conv_out);
+    return (p->decode ? upsample : downsample)(p, x, l->sampler, p->c->time[p->decode][i]);
 }
 
 /* Dumps of one slice, s counted through all slices and tiles of a pass, every tensor in PyTorch's order [C][T][H][W]:
@@ -671,15 +651,15 @@ static tensor head(pass *p, tensor x)
  *     vae.dec.conv_in.sNN   vae.dec.mid.sNN          vae.dec.up.LEVEL.sNN   vae.dec.out.sNN */
 
 /* The name of the slice's stage k: 0 conv_in, then the levels and mid, or mid and the levels, then out. */
-static void stage_name(const pass *p, int64_t k, char name[STAGE_NAME])
+static const char *stage_name(pass *p, int64_t k)
 {
-    int64_t levels = p->c->levels, mid = p->decode ? 1 : levels + 1;
-    const char *half = p->decode ? "dec" : "enc", *word = k == 0 ? "conv_in" : k == mid ? "mid" : "out";
-    if (k == 0 || k == mid || k == levels + 2)
-        snprintf(name, STAGE_NAME, "vae.%s.%s.s%02d", half, word, *p->slice);
+    int64_t i = k - 1 - p->decode, levels = p->c->levels;
+    const char *half = p->decode ? "dec" : "enc", *word = k == 0 ? "conv_in" : k == levels + 2 ? "out" : "mid";
+    if (k > 0 && i >= 0 && i < levels)
+        snprintf(p->name, sizeof p->name, "vae.%s.%s.%d.s%02d", half, p->decode ? "up" : "down", (int)i, *p->slice);
     else
-        snprintf(name, STAGE_NAME, "vae.%s.%s.%d.s%02d", half, p->decode ? "up" : "down", (int)(k - 1 - p->decode),
-                 *p->slice);
+        snprintf(p->name, sizeof p->name, "vae.%s.%s.s%02d", half, word, *p->slice);
+    return p->name;
 }
 
 /* Begins a slice. Decides what of it need not be computed: what comes before the last stage that is given, or all,
@@ -687,15 +667,12 @@ static void stage_name(const pass *p, int64_t k, char name[STAGE_NAME])
  * planned: its stages have their shapes and no data. */
 static void begin_slice(pass *p)
 {
-    char name[STAGE_NAME];
     int64_t stages = p->c->levels + 3;
     int end = 0;
     stop_numbers(p->r, p->decode ? "vae.dec.%*[^s]s%d" : "vae.enc.%*[^s]s%d", &end);
     p->first = end > *p->slice ? stages : 0;
-    for (int64_t k = stages; k > 0 && !p->first; k--) {
-        stage_name(p, k - 1, name);
-        p->first = is_given(p->r, "%s", name) ? k - 1 : 0;
-    }
+    for (int64_t k = stages; k > 0 && !p->first; k--)
+        p->first = is_given(p->r, "%s", stage_name(p, k - 1)) ? k - 1 : 0;
     if (p->a->planning || p->time == PAD_CACHE_FIRST || p->time == PAD_CACHE_NEXT)
         p->first = 0;
     p->stage = 0;
@@ -706,41 +683,44 @@ static void begin_slice(pass *p)
 /* Ends the slice's next stage, which made x. Where the stage is given, x becomes it. */
 static tensor slice_stage(pass *p, tensor x)
 {
-    char name[STAGE_NAME];
-    stage_name(p, p->stage, name);
     if (p->skipping && p->first == p->stage) {
         p->skipping = p->a->planning = false;
         arena_reset(p->a, p->floor);
         x = tensor_new(p->a, tensor_shape(x));
     }
-    given(p->r, x, CHANNELS_FIRST, "%s", name);
-    dump(p->r, x, CHANNELS_FIRST, "%s", name);
+    given(p->r, x, CHANNELS_FIRST, "%s", stage_name(p, p->stage));
+    dump(p->r, x, CHANNELS_FIRST, "%s", p->name);
     p->stage++;
     return x;
 }
 
-/* Encoder.single_forward: pixels [T][H][W][3] -> [F][h][w][2 Z] before quant_conv. */
-static tensor encode_slice(pass *p, tensor pixels)
+/* Encoder.single_forward with quant_conv, or Decoder.single_forward: the deepest level is where the encoder ends and
+ * the decoder begins, so the mid block is behind the levels in one and before them in the other.
+ *
+ *     encoder    pixels [T][H][W][3]                      decoder    latents [before + count + after][h][w][Z]
+ *     conv_in    [T][H][W][c0]                            conv_in    [before + count + after][h][w][cL]
+ *                                                         mid        the same, then cut to [count][h][w][cL]
+ *     levels     in the end [F][h][w][cL]                 levels     in the end [T][H][W][c0]
+ *     mid        [F][h][w][cL]
+ *     out        [F][h][w][2 Z]                           out        [T][H][W][3]
+ *
+ * So conv_in and mid_block see the slice's neighbours, and the up blocks, where frames become large, the slice alone.
+ * The encoder has no neighbours. */
+static tensor code_slice(pass *p, tensor in, const slice *s)
 {
     begin_slice(p);
-    tensor x = slice_stage(p, causal_conv(p, pixels, p->k->conv_in));        /* [T][H][W][c0] */
+    tensor x = slice_stage(p, causal_conv(p, in, p->k->conv_in));
+    if (p->decode) {
+        x = slice_stage(p, mid_block(p, x));
+        x = arena_return(p->a, p->floor, tensor_part(x, s->before, s->count));
+    }
     for (int64_t i = 0; i < p->c->levels; i++)
-        x = slice_stage(p, run_level(p, x, i));                              /* in the end [F][h][w][cL] */
-    x = slice_stage(p, mid_block(p, x));                                     /* [F][h][w][cL] */
-    return slice_stage(p, head(p, x));                                       /* [F][h][w][2 Z] */
-}
-
-/* Decoder.single_forward: z [before + count + after][h][w][Z] -> [T][H][W][3]. conv_in and mid_block see the
- * neighbours, which are then cut off: the up blocks, where frames become large, work on the slice alone. */
-static tensor decode_slice(pass *p, tensor z, int64_t before, int64_t count)
-{
-    begin_slice(p);
-    tensor x = slice_stage(p, causal_conv(p, z, p->k->conv_in));             /* [before + count + after][h][w][cL] */
-    x = slice_stage(p, mid_block(p, x));                                     /* the same */
-    x = arena_return(p->a, p->floor, tensor_part(x, before, count));        /* [count][h][w][cL] */
-    for (int64_t i = 0; i < p->c->levels; i++)
-        x = slice_stage(p, run_level(p, x, i));                              /* in the end [T][H][W][c0] */
-    return slice_stage(p, head(p, x));                                       /* [T][H][W][3] */
+        x = slice_stage(p, run_level(p, x, i));
+    if (!p->decode)
+        x = slice_stage(p, mid_block(p, x));
+    norm_silu(p, x, x, p->k->conv_norm_out);
+    x = slice_stage(p, causal_conv(p, x, p->k->conv_out));
+    return p->decode || p->skipping ? x : linear(p->a, x, p->k->quant);
 }
 
 /* ---------------------------------------------------------------- a whole video of one tile */
@@ -793,9 +773,7 @@ static tensor code(const run *r, const vae *v, bool decode, tensor in, int *slic
         if (cached || !slice_restored(r, result)) {
             tensor twin = decode || r->hooks ? (tensor){ 0 } : same_slice(c, in, out, s);
             a->planning |= twin.data != NULL;               /* its work is counted, not done */
-            tensor x = decode ? decode_slice(&p, part, s.before, s.count) : encode_slice(&p, part);
-            if (!decode && !p.skipping)
-                x = linear(a, x, p.k->quant);
+            tensor x = code_slice(&p, part, &s);
             if (!p.skipping)
                 tensor_copy(result, twin.data ? twin : x);
             a->planning = a->planning && !p.skipping && !twin.data;
@@ -861,14 +839,14 @@ static void check_tiling(const vae_config *c, bool decode, tensor in, const tili
             int64_t rest = lesser(g->size, side - at), out = output_side(c, decode, rest);
             if (out == 0)
                 die(BAD_INPUT, "vae: the last tile of %lld x %lld pixels would have a side of %lld, at least %lld "
-                    "expected; choose a --size that is a multiple of 16", (long long)in.dim[2], (long long)in.dim[1],
-                    (long long)rest, (long long)vae_scale(c));
+                    "expected; choose a --size that is a multiple of 16", ll(in.dim[2]), ll(in.dim[1]), ll(rest),
+                    ll(vae_scale(c)));
             sum += lesser(g->limit, out);
         }
         if (sum != output_side(c, decode, side))
             die(BAD_INPUT, "vae: tile_sample_min_size %lld with tile_overlap_factor %g does not tile %lld x %lld; use "
-                "another --size or --vae-tiling", (long long)c->tile_sample_min_size, c->tile_overlap_factor,
-                (long long)in.dim[2], (long long)in.dim[1]);
+                "another --size or --vae-tiling", ll(c->tile_sample_min_size), c->tile_overlap_factor, ll(in.dim[2]),
+                ll(in.dim[1]));
     }
 }
 
@@ -1022,16 +1000,15 @@ tensor vae_decode(const run *r, const vae *v, tensor latents) { return code_all(
 
 /* ---------------------------------------------------------------- measurement */
 
-typedef struct { run r; vae_config c; resblock b; pass p; tensor x; } resblock_bench;
+typedef struct { resblock *b; pass p; tensor x; } resblock_bench;
 
 /* One residual block of c channels on [t][h][w][c], with random weights: what most of the VAE's time goes into. */
 void *bench_resblock_new(arena *a, int64_t c, int64_t t, int64_t h, int64_t w)
 {
+    static const vae_config groups = { .norm_num_groups = 32 };
     resblock_bench *s = allocate(1, sizeof *s);
-    s->r = (run){ .arena = a };
-    s->c = (vae_config){ .norm_num_groups = 32 };
-    s->b = bind_resblock(&(weights){ .random = true }, "block", c, c);
-    s->p = (pass){ .r = &s->r, .a = a, .c = &s->c, .floor = arena_mark(a) };
+    s->b = bind_resblocks(&(weights){ .random = true }, "block", 1, c, c);
+    s->p = (pass){ .a = a, .c = &groups, .floor = arena_mark(a) };
     s->x = tensor_new(a, SHAPE(t, h, w, c));
     tensor_fill(s->x, (real)0.5);
     return s;
@@ -1040,5 +1017,5 @@ void *bench_resblock_new(arena *a, int64_t c, int64_t t, int64_t h, int64_t w)
 void bench_resblock(void *state)
 {
     resblock_bench *s = state;
-    residual(&s->p, s->x, &s->b);
+    residual(&s->p, s->x, s->b);
 }

@@ -450,7 +450,7 @@ static void op_embedder(void)
 {
     tensor x = drawn("x", SHAPE(2, 16), AS_IS, 1.0 / 64);
     layer first = dense("linear_1.", 24, 16, F32);
-    check(two_layers(&memory, x, first, dense("linear_2.", 8, 24, BF16)));
+    check(two_layers(&memory, x, first, SILU, dense("linear_2.", 8, 24, BF16)));
 }
 
 static void op_pool(void)
