@@ -115,8 +115,13 @@ static void add_rows(tensor x, tensor table, int64_t each)
 /* ---------------------------------------------------------------- CLIP image tower
  *
  * A vision transformer (ViT) trained to agree with captions. Its tokens tell the DiT what is in the picture, while the
- * masked latents tell it where. It sees a square of image_size pixels in patches of patch_size. Names are those of
- * transformers' modeling_clip.py, spelling mistakes and all. */
+ * masked latents tell it where. Names are those of transformers' modeling_clip.py, spelling mistakes and all.
+ *
+ *     picture --resize--> shorter side = shortest_edge --crop--> the middle, S x S --(v / 255 - mean) / std--> pixels
+ *     pixels --a convolution of stride p--> S/p x S/p patches --layers--> tokens         224 x 224, 16 x 16 patches
+ *
+ * So the sides of a wide picture are never seen: of 672 x 384 pixels the tower sees the middle 384 x 384, 57 %. What is
+ * outside reaches the DiT through the masked latents alone. */
 
 typedef struct { layer layer_norm1, q_proj, k_proj, v_proj, out_proj, layer_norm2, fc1, fc2; } clip_layer;
 
@@ -133,7 +138,8 @@ struct clip {
 const clip_config *clip_settings(const clip *c) { return &c->config; }
 const weights *clip_weights(const clip *c) { return c->weights; }
 
-/* size and crop_size: {"shortest_edge": n}, {"height": n, "width": n}, or n. */
+/* size and crop_size: {"shortest_edge": n}, {"height": n, "width": n}, or n, which older files have. The crop is square
+ * because the tower has one position embedding for every patch of a square, and no way to make others. */
 static int64_t read_side(config f, const char *field, const char *member, int64_t otherwise)
 {
     json value = config_member(f, field);
@@ -155,7 +161,8 @@ static void read_colours(config f, const char *field, const double otherwise[3],
 }
 
 /* preprocessor_config.json: what CLIPImageProcessor does to a picture. Its defaults are CLIP's own means and
- * deviations. */
+ * deviations, which the tower was trained with: another model's (often 0.5 of each) would run as well, and be wrong.
+ * Switching a step off is refused for the same reason. resample 3 is Pillow's number for bicubic. */
 static void read_preprocessor(const char *folder, clip_config *c)
 {
     static const double mean[3] = { 0.48145466, 0.4578275, 0.40821073 };
@@ -294,7 +301,8 @@ static tensor clip_embed(const run *r, const clip *c, tensor pixels)
     return x;
 }
 
-/* CLIPEncoderLayer, x [1 + patches][width] in place. n holds what is normed, then what was attended. CLIP's norms have the eps of its config.json, often 1e-5, the DiT's 1e-6. */
+/* CLIPEncoderLayer, x [1 + patches][width] in place. n holds what is normed, then what was attended. CLIP's norms have
+ * the eps of its config.json, often 1e-5, the DiT's 1e-6. */
 static void clip_block(const run *r, const clip *c, tensor x, const clip_layer *l)
 {
     arena *a = r->arena;
@@ -340,7 +348,19 @@ tensor clip_encode(const run *r, const clip *c, image crop)
     return x;
 }
 
-/* ---------------------------------------------------------------- DiT: configuration and weights */
+/* ---------------------------------------------------------------- DiT: configuration and weights
+ *
+ * Where the seven billion numbers of the published model are: D 2816, X 1024, inner 12288, in each of 40 blocks
+ *
+ *     attn1                  4 D D               31.7 million     queries, keys, values, output
+ *     attn2 and attn_clip    4 D D + 4 X D       43.3             keys and values come from X numbers
+ *     norm1.linear             D D                7.9             what the timestep shifts
+ *     gate_clip.proj         2 D D               15.9             values and their gates
+ *     ff                     2 D inner           69.2             41 % of a block
+ *     skip_linear            2 D D               15.9             in 19 of them, 21 .. 39
+ *
+ * which is 40 * 168.0 + 19 * 15.9 million = 7.02 billion; conditions, Resampler and both ends have 0.16 billion. Biases
+ * and norms do not show in these digits. A call reads all of it once for every group of rows that are run together. */
 
 /* Sizes that no configuration has, because the public classes have them in their text. */
 enum {
@@ -730,9 +750,10 @@ static void resample(arena *a, const dit *d, tensor out, tensor tokens)
     linear_to(a, out, q, d->out_proj);
 }
 
-/* Everything that a run's calls share. rows: [negative, positive], or [positive] where guidance is off. tokens: CLIP's
- * of the first picture, ndim 0 without one: the positive row then sees clip_padding, as the negative row always does.
- * The public code masks all Q tokens of a row or none: a row's are clip_padding or the picture's, never a mixture. */
+/* Everything that a run's calls share; a row's temporaries are freed at its end. rows: [negative, positive], or
+ * [positive] where guidance is off. tokens: CLIP's of the first picture, ndim 0 without one: the positive row then sees
+ * clip_padding, as the negative row always does. The public code masks all Q tokens of a row or none: a row's are
+ * clip_padding or the picture's, never a mixture. */
 dit_condition dit_conditions(const run *r, const dit *d, const control *rows, int64_t count, tensor tokens,
                              int64_t height, int64_t width)
 {
@@ -800,8 +821,7 @@ static double *rotary_table(arena *a, const dit_config *c, int64_t gh, int64_t g
         high = rint(base / (double)gw * (double)gh);
     double top = rint((base - high) / 2), left = rint((base - wide) / 2);
     for (int64_t i = 0; i < gh * gw && table; i++) {
-        int64_t row = i / gw, column = i % gw;
-        double y = top + (double)row * (high / (double)gh), x = left + (double)column * (wide / (double)gw);
+        double y = top + (double)(i / gw) * (high / (double)gh), x = left + (double)(i % gw) * (wide / (double)gw);
         for (int64_t k = 0; k < 2 * pairs; k++) {
             double turn = exp_own(-log_own(10000) * 2 * (double)(k % pairs) / ((double)head / 2));
             double *angle = table + i * head + 2 * k;
@@ -1115,7 +1135,13 @@ static void block(const call_state *c, tensor h, tensor skip)
     dump_stage(c, h, "");
 }
 
-/* ---------------------------------------------------------------- DiT: a call */
+/* ---------------------------------------------------------------- DiT: a call
+ *
+ * What surrounds the blocks: the timestep's vector, latents to tokens in front, tokens to latents behind. Patches of
+ * 2 x 2 latents make N a quarter of their number and attn1, whose work grows with N N, a sixteenth.
+ *
+ * A run that begins with given stages or ends early (--inject, --stop-after) computes only what is asked for: the last
+ * block that is wanted (last_block), and backwards from there what each block needs (needed_blocks). */
 
 /* temb = timestep_embedder(sinusoids(t)) + extra -> [B][D]: what is known about the whole clip, in one vector. */
 static tensor time_embedding(const run *r, const dit *d, const dit_condition *c, double t)
@@ -1378,9 +1404,7 @@ static void forward_rows(call_state c, tensor out, int64_t first, const tea_cach
  * all calls. */
 static tensor given_or(const run *r, tensor x, int64_t call, const char *name)
 {
-    tensor y = x;
-    if (is_given(r, "step.%03d.%s", (int)call, name))
-        y = tensor_new(r->arena, tensor_shape(x));
+    tensor y = is_given(r, "step.%03d.%s", (int)call, name) ? tensor_new(r->arena, tensor_shape(x)) : x;
     given(r, y, AS_IS, "step.%03d.%s", (int)call, name);
     dump(r, y, AS_IS, "step.%03d.%s", (int)call, name);
     return y;

@@ -243,7 +243,16 @@ static vae_config read_config(const char *folder, vae_tiling tiles)
  *
  * Bound by the names that PyTorch's modules give them, with the shapes that the configuration implies; bind dies with
  * the name of a tensor that is missing or has another shape. Convolutions come as [Cout][Cin][3][3][3] and are kept as
- * [Cout][27][Cin], so that a kernel's innermost sum runs over consecutive channels. */
+ * [Cout][27][Cin], so that a kernel's innermost sum runs over consecutive channels.
+ *
+ *     encoder.conv_in
+ *     encoder.down_blocks.I.convs.J       norm1 conv1 norm2 conv2 shortcut         J < layers_per_block
+ *     encoder.down_blocks.I.downsampler   conv                                     not in the last
+ *     encoder.mid_block.convs.J           as above
+ *     encoder.mid_block.attentions.J      group_norm to_q to_k to_v to_out         J < layers_per_block - 1
+ *     encoder.conv_norm_out, encoder.conv_out, quant_conv
+ *
+ * The decoder has up_blocks with one more of convs, upsampler, and post_quant_conv. */
 
 /* PARENT.convs.0 .. count-1, a new list: ResidualBlock3D.__init__. Only the first changes the channels, and only where
  * they change is there a shortcut. */
