@@ -139,7 +139,7 @@ const clip_config *clip_settings(const clip *c) { return &c->config; }
 const weights *clip_weights(const clip *c) { return c->weights; }
 
 /* size and crop_size: {"shortest_edge": n}, {"height": n, "width": n}, or n, which older files have. The crop is square
- * because the tower has one position embedding for every patch of a square, and no way to make others. */
+ * because the tower has a position embedding for every patch of a square, and CLIP never resizes them. */
 static int64_t read_side(config f, const char *field, const char *member, int64_t otherwise)
 {
     json value = config_member(f, field);
