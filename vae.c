@@ -160,9 +160,8 @@ static void check_config(config file, const vae_config *c, bool given)
         config_refuse(file, "tile_overlap_factor", "expected 0 <= factor < 1");
     /* tiles start every int(size * (1 - overlap)), which must not be 0 */
     if ((c->tile_encoder || c->tile_decoder) && (double)c->tile_latent_min_size * (1 - c->tile_overlap_factor) < 1) {
-        if (given)
-            die(BAD_INPUT, "--vae-tiling: got tiles of %lld pixels overlapping by %g, expected larger tiles: this is "
-                "less than a latent", ll(c->tile_sample_min_size), c->tile_overlap_factor);
+        NEED(!given, "--vae-tiling: got tiles of %lld pixels overlapping by %g, expected larger tiles: this is less "
+             "than a latent", ll(c->tile_sample_min_size), c->tile_overlap_factor);
         config_refuse(file, "tile_sample_min_size", "expected more, enough for tiles of the latents");
     }
     if (!(c->scaling_factor != 0 && isfinite(c->scaling_factor)))
@@ -846,16 +845,13 @@ static void check_tiling(const vae_config *c, bool decode, tensor in, const tili
         int64_t side = in.dim[axis], sum = 0;
         for (int64_t at = 0; at < side; at += g->step) {
             int64_t rest = lesser(g->size, side - at), out = output_side(c, decode, rest);
-            if (out == 0)
-                die(BAD_INPUT, "vae: the last tile of %lld x %lld pixels would have a side of %lld, at least %lld "
-                    "expected; choose a --size that is a multiple of 16", ll(in.dim[2]), ll(in.dim[1]), ll(rest),
-                    ll(vae_scale(c)));
+            NEED(out, "vae: the last tile of %lld x %lld pixels would have a side of %lld, at least %lld expected; "
+                 "choose a --size that is a multiple of 16", ll(in.dim[2]), ll(in.dim[1]), ll(rest), ll(vae_scale(c)));
             sum += lesser(g->limit, out);
         }
-        if (sum != output_side(c, decode, side))
-            die(BAD_INPUT, "vae: tile_sample_min_size %lld with tile_overlap_factor %g does not tile %lld x %lld; use "
-                "another --size or --vae-tiling", ll(c->tile_sample_min_size), c->tile_overlap_factor, ll(in.dim[2]),
-                ll(in.dim[1]));
+        NEED(sum == output_side(c, decode, side), "vae: tile_sample_min_size %lld with tile_overlap_factor %g does not "
+             "tile %lld x %lld; use another --size or --vae-tiling", ll(c->tile_sample_min_size),
+             c->tile_overlap_factor, ll(in.dim[2]), ll(in.dim[1]));
     }
 }
 
