@@ -649,7 +649,8 @@ static void micro_half(OPERANDS) SHAPE_OF_TILE(MR / 2, NV)
 static void micro_low(OPERANDS) SHAPE_OF_TILE(LOW, NV)
 static void micro_narrow(OPERANDS) SHAPE_OF_TILE(MR, 1)
 
-/* The smallest kernel for n rows. */
+/* The smallest kernel for n rows: the last rows of a matrix would otherwise cost as much as whole tiles, and a head of
+ * 88 channels, six whole tiles and four rows, a tenth more. */
 static micro_kernel *micro_for(int64_t n) { return n <= LOW ? micro_low : n <= MR / 2 ? micro_half : micro_full; }
 
 /* ---------------------------------------------------------------- products: the driver
@@ -976,7 +977,8 @@ static void conv_copy(const product *p, int64_t row, int64_t rows, int64_t first
     }
 }
 
-/* Keeps the last two frames of the padded input for the next slice. */
+/* Keeps the last two frames of the padded input for the next slice: what a kernel of 3 looks back on. A slice of one
+ * frame leaves itself and the one before it, which may be padding; memmove, since that may be the cache itself. */
 static void conv_remember(const conv_rows *c)
 {
     int64_t frame = c->in[1] * c->in[2] * c->in[3];
@@ -1089,7 +1091,7 @@ typedef struct {
  *     max, sum, shrink [tile][NR]                 rows [MR][STRIDE], tile [MR][NR]: the micro-kernel's operands */
 typedef struct { real *q, *s, *o, *max, *sum, *shrink, *rows, *tile; } attention_scratch;
 
-/* What all of it takes; it does not depend on the number of tokens. */
+/* What all of it takes; it does not depend on the number of tokens: for heads of 88, 0.9 MB a thread in float. */
 static size_t attention_reals(int64_t head) { return (size_t)(QUERIES * (2 * head + KEYS + 3) + ROWS + TILE); }
 
 static attention_scratch attention_parts(real *p, int64_t head)
@@ -1163,7 +1165,9 @@ static void attention_values(const attention_task *t, attention_scratch s, int64
     }
 }
 
-/* Queries [first, first + count) of one sequence and head; count <= QUERIES. */
+/* Queries [first, first + count) of one sequence and head; count <= QUERIES. Between the passes of one chunk everything
+ * stays in the second cache; from chunk to chunk only o, max and sum are carried. The division by the sum comes last:
+ * once for a result, not once for every key. */
 static void attention_block(const attention_task *t, int64_t first, int64_t count, attention_scratch s)
 {
     int64_t tiles = divide_up(count, NR), columns = tiles * NR;      /* columns beyond count are queries of zeros */
@@ -1309,7 +1313,9 @@ typedef struct {
     double *sums;                               /* [rows][groups] */
 } group_sums;
 
-/* sums[row][g] of x - mean[channel], squared where it is to be: of the values while the means are 0. */
+/* sums[row][g] of x - mean[channel], squared where it is to be: of the values while the means are 0. Term k of a
+ * group's sum is counted along the row, pixel by pixel, the group's channels in each: k = x size + channel. A group may
+ * be a single channel, so the row is walked once for all groups, each with eight sums of its own, not once for each. */
 static void group_row(const group_sums *g, int64_t row, const double *mean, bool square)
 {
     enum { TOGETHER = 64 };                     /* groups: all of a pixel's numbers while they are in the cache */
@@ -1345,7 +1351,8 @@ static void group_gather(const group_sums *g, int64_t span_rows, double *means)
         }
 }
 
-/* Normalises one image row, and puts SiLU on it while it is in the cache: a pass over memory less. */
+/* Normalises one image row, and puts SiLU on it while it is in the cache: a pass over memory less. SiLU takes what the
+ * norm has rounded, so that the two give the same bits together or apart. */
 static void group_apply(const group_sums *g, real *y, int64_t row, const double *mean, const double *scale,
                         const real *w, const real *b, bool silu)
 {
@@ -1399,8 +1406,9 @@ void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, laye
     }
 }
 
-/* Turns adjacent pairs (2i, 2i + 1) of one head by the angles whose cosine and sine table[i] holds:
- *     (p, q) becomes (p cos - q sin, q cos + p sin). In double; one rounding. apply_rotary_emb of diffusers.
+/* Turns adjacent pairs (2i, 2i + 1) of one head, not halves (i, head / 2 + i) as many other models do, by the angles
+ *     whose cosine and sine table[i] holds: (p, q) becomes (p cos - q sin, q cos + p sin). In double; one rounding.
+ *     apply_rotary_emb of diffusers.
  * q times -sin is added, not q sin subtracted: from alternating - and + GCC 12 makes vfmaddsub, which rounds otherwise,
  * -ffp-contract=off or not. */
 static void rotate(real *x, int64_t head, const double *table)
@@ -1413,7 +1421,10 @@ static void rotate(real *x, int64_t head, const double *table)
 }
 
 /* x [N][heads * head], in place: LayerNorm over each head, then rotary turning of row n by table[n mod period]
- * [head / 2][cos, sin]; no table: no turning. norm_q, norm_k, apply_rotary_emb of the public attention processors. */
+ * [head / 2][cos, sin]; no table: no turning. The norm bounds q k, whatever the weights are; the turning makes it
+ * depend on how far two places lie apart, since turning both by the same angle leaves their product as it was. The
+ * period is one frame's tokens: time does not turn. norm_q, norm_k, apply_rotary_emb of the public attention
+ * processors. */
 void head_norm_rotary(arena *a, tensor x, int64_t heads, layer l, double eps, const double *table, int64_t period)
 {
     size_t mark = arena_mark(a);
@@ -1531,7 +1542,8 @@ double burn_peak(arena *a)
  * another clip of the same quality, and then no port could tell a mistake of its own from other noise.
  */
 
-/* torch.Generator(device).manual_seed(seed): on the CPU its low 32 bits, on a GPU all 64. Half a pair is forgotten. */
+/* torch.Generator(device).manual_seed(seed): on the CPU its low 32 bits, on a GPU all 64. Half a pair is forgotten.
+ * One word spreads over 624 by a multiplicative recurrence; `next` at the end of them asks for a first stirring. */
 void generator_seed(generator *g, rng device, uint64_t seed)
 {
     *g = (generator){ .device = device, .seed = seed, .next = 624 };
@@ -1618,7 +1630,8 @@ static void box_muller_16(float *u)
     }
 }
 
-/* Uniform in [0, 1): 24 bits of one word as a float, 53 bits of two words as a double. */
+/* Uniform in [0, 1): 24 bits of one word as a float, 53 bits of two words as a double: as many as their fractions hold.
+ * With one more, the largest would round to 1, and the logarithm of 1 - u would be infinite. */
 static float uniform_24(generator *g) { return (float)(generator_word(g) & 0xffffff) * 0x1p-24f; }
 
 static double uniform_53(generator *g)
@@ -1627,7 +1640,8 @@ static double uniform_53(generator *g)
     return (double)((high << 32 | low) & ((1ULL << 53) - 1)) * 0x1p-53;
 }
 
-/* One normal number by pairs in double; the second of a pair waits for the next draw of this kind. */
+/* One normal number by pairs in double; the second of a pair waits for the next draw of this kind, but a draw of 16 or
+ * more in between goes past it. The angle's two words are drawn before the radius's. */
 static float normal_single(generator *g)
 {
     if (g->has_second) {
