@@ -557,8 +557,11 @@ static void choose_fp8(weights *w, fp8_mode mode, dtype t)
     static const uint64_t least[] = { [FP8_LITE] = 2816ul * 2816 + 1, [FP8_STRONG] = 2816ul * 2816, [FP8_EXTREME] = 1 };
     static const char *const kept[] = { "*.style_embedder", "*.norm_[qk]", "clip_projection.ln_*",
                                         "clip_projection.attn.out_proj", NULL };
-    if (mode != FP8_OFF)
-        w->fp8 = t, w->fp8_least = least[mode], w->fp8_kept = kept;
+    if (mode == FP8_OFF)
+        return;
+    w->fp8 = t;
+    w->fp8_least = least[mode];
+    w->fp8_kept = kept;
 }
 
 /* Reads folder (a model's transformer/). Low-rank updates, W += scale * up @ down, must be there before anything is
@@ -571,7 +574,9 @@ dit *dit_open(const char *folder, dit_changes changes, bool allow_unknown)
     const dit_config *c = &d->config;
     d->config = read_dit_config(folder);
     weights *w = d->weights = weights_open(folder, "diffusion_pytorch_model");
-    w->loras = changes.loras, w->lora_scales = changes.scales, w->nloras = changes.nloras;
+    w->loras = changes.loras;
+    w->lora_scales = changes.scales;
+    w->nloras = changes.nloras;
     choose_fp8(w, changes.fp8, changes.fp8_type);
     int64_t p = c->patch_size, size = c->hidden_size;
     d->patch = bind_convolution(w, SHAPE(size, c->in_channels, p, p), "pos_embed.proj");

@@ -402,14 +402,21 @@ static sigset_t hold_signals(void)
 
 static void release_signals(sigset_t before) { sigprocmask(SIG_SETMASK, &before, NULL); }
 
+/* The folder that a file is in, or will be: "clips/." of clips/a.y4m, "." of a.y4m, a new string. "FOLDER/." is only
+ * there where FOLDER is a folder. */
+char *folder_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return text_of("%.*s.", (int)(slash ? slash + 1 - path : 0), path);
+}
+
 /* Dies with SYSTEM_ERROR where the folder of a name is not there or takes no files, or something else than a file has
  * the name: a rename over a device would take it away. Creates nothing; what changes afterwards is found when the file
- * is opened. "FOLDER/." is only there where FOLDER is a folder. */
+ * is opened. */
 void output_check(const char *path)
 {
     struct stat there;
-    const char *slash = strrchr(path, '/');
-    char *folder = text_of("%.*s.", (int)(slash ? slash + 1 - path : 0), path);
+    char *folder = folder_of(path);
     must_write(access(folder, W_OK | X_OK) == 0, path);
     MUST(stat(path, &there) != 0 || S_ISREG(there.st_mode),
          "%s: writing: got a folder or device, expected a file; choose another name", path);
@@ -985,7 +992,7 @@ double *config_reals(config c, const char *field, int64_t count, const char *wha
             list[n] = json_number(item);
     }
     if (v.text && (!good || n != count))
-        config_refuse(c, field, "expected a list of %lld numbers, %s", (long long)count, what);
+        config_refuse(c, field, "expected a list of %lld numbers, %s", ll(count), what);
     return list;
 }
 
@@ -1394,13 +1401,18 @@ static void load(const st_tensor *t, uint64_t first, int64_t n, double *out)
 {
     real widened[SPAN];
     const unsigned char *p = t->data + first * (uint64_t)dtype_bits[t->type] / 8;
-    bool narrow = !is_integer(t->type) && t->type != F64;
-    if (narrow)
+    if (t->type == F64) {
+        for (int64_t i = 0; i < n; i++)
+            out[i] = bits_double(little_endian(p + 8 * i, 8));
+    } else if (is_integer(t->type)) {
+        for (int64_t i = 0; i < n; i++) {
+            uint64_t bits = integer(t, first + (uint64_t)i);
+            out[i] = bits >> 63 && t->type != U64 ? -(double)~bits - 1 : (double)bits;
+        }
+    } else {
         weight_row((weight){ .data = p, .type = t->type, .ndim = 2, .dim = { 1, n } }, 0, 0, n, widened);
-    for (int64_t i = 0; i < n; i++) {
-        uint64_t bits = narrow ? 0 : t->type == F64 ? little_endian(p + 8 * i, 8) : integer(t, first + (uint64_t)i);
-        double whole = bits >> 63 && t->type != U64 ? -(double)~bits - 1 : (double)bits;
-        out[i] = narrow ? (double)widened[i] : t->type == F64 ? bits_double(bits) : whole;
+        for (int64_t i = 0; i < n; i++)
+            out[i] = (double)widened[i];
     }
 }
 

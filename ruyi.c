@@ -2347,11 +2347,10 @@ static double memory_left(void)
 }
 
 /* Bytes free in the folder of a file, for this user, who may have less than root; a system of files without blocks
- * (/proc) does not say. "clips/a.y4m" is asked for as "clips/.", "a.y4m" as ".": the file itself is not there yet. */
+ * (/proc) does not say. The folder is asked: the file itself is not there yet. */
 static double disk_left(const char *path)
 {
-    const char *slash = strrchr(path, '/');
-    char *folder = text_of("%.*s.", slash ? (int)(slash - path) + 1 : 0, path);
+    char *folder = folder_of(path);
     struct statvfs about;
     bool said = statvfs(folder, &about) == 0 && about.f_blocks;
     free(folder);

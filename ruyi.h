@@ -238,6 +238,7 @@ typedef struct output output;
 output *output_open(const char *path, int64_t w, int64_t h);     /* refuses early */
 void output_frame(output *o, const unsigned char *rgb);
 void output_close(output *o);
+char *folder_of(const char *path);                  /* "FOLDER/." or ".", a new string */
 void output_check(const char *path);                /* dies when no file can be made there */
 void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *planes); /* 4:2:0, full range BT.601 */
 

@@ -170,7 +170,7 @@ size_t shape_count(shape s)
     size_t n = 1;
     for (int i = 0; i < s.ndim; i++) {
         if (s.dim[i] < 0 || (s.dim[i] && n > (size_t)(INT64_MAX / s.dim[i])))
-            die(BAD_INPUT, "memory: a tensor with a side of %lld cannot be addressed", (long long)s.dim[i]);
+            die(BAD_INPUT, "memory: a tensor with a side of %lld cannot be addressed", ll(s.dim[i]));
         n *= (size_t)s.dim[i];
     }
     return n;
@@ -209,7 +209,7 @@ shape tensor_shape(tensor x)
 tensor tensor_view(tensor x, shape s)
 {
     if ((int64_t)shape_count(s) != tensor_count(x))
-        die(SYSTEM_ERROR, "internal: view of %lld elements as %zu", (long long)tensor_count(x), shape_count(s));
+        die(SYSTEM_ERROR, "internal: view of %lld elements as %zu", ll(tensor_count(x)), shape_count(s));
     return tensor_of(x.data, s);
 }
 
@@ -218,7 +218,7 @@ tensor tensor_part(tensor x, int64_t first, int64_t count)
 {
     if (first < 0 || count < 0 || first + count > x.dim[0])
         die(SYSTEM_ERROR, "internal: part %lld + %lld of %lld",
-            (long long)first, (long long)count, (long long)x.dim[0]);
+            ll(first), ll(count), ll(x.dim[0]));
     if (x.data && x.dim[0])
         x.data += first * (tensor_count(x) / x.dim[0]);
     x.dim[0] = count;
@@ -233,8 +233,8 @@ static void tensor_check(tensor x, shape expected, const char *what)
         same = x.dim[i] == expected.dim[i];
     if (!same)
         die(SYSTEM_ERROR, "internal: %s: got [%lld, %lld, ...] of %d dimensions, expected [%lld, %lld, ...] of %d",
-            what, (long long)x.dim[0], (long long)x.dim[1], x.ndim,
-            (long long)expected.dim[0], (long long)expected.dim[1], expected.ndim);
+            what, ll(x.dim[0]), ll(x.dim[1]), x.ndim,
+            ll(expected.dim[0]), ll(expected.dim[1]), expected.ndim);
 }
 
 /* Every element becomes value. */
@@ -249,7 +249,7 @@ void tensor_copy(tensor to, tensor from)
 {
     if (tensor_count(to) != tensor_count(from))
         die(SYSTEM_ERROR, "internal: copy of %lld elements to %lld",
-            (long long)tensor_count(from), (long long)tensor_count(to));
+            ll(tensor_count(from)), ll(tensor_count(to)));
     if (to.data)
         memmove(to.data, from.data, (size_t)tensor_count(to) * sizeof(real));
 }
@@ -371,13 +371,16 @@ static void round_fp8(real *x, int64_t count, dtype t)
     }
 }
 
+/* Element `at` of a parameter, as it is stored. */
+static const unsigned char *weight_at(weight w, int64_t at) { return w.data + at * (dtype_bits[w.type] / 8); }
+
 /* out[0..count) = W[row][first .. first + count), W taken as a matrix of dim[0] rows, as it is stored or is to be
  * (--fp8). Low-rank updates are added here, in the order of the files: W += scale * up[row][r] * down[r], r in order;
  * down [rank][Cin] of a convolution [Cout][taps][Cin] is the same for all taps. The matrix on disk stays as it is. */
 void weight_row(weight w, int64_t row, int64_t first, int64_t count, real *out)
 {
     int64_t at_row = row ? row * (weight_count(w) / w.dim[0]) : 0;
-    widen(w.data + (at_row + first) * (dtype_bits[w.type] / 8), w.type, count, out);
+    widen(weight_at(w, at_row + first), w.type, count, out);
     if (w.fp8)
         round_fp8(out, count, w.fp8);
     for (const lora *l = w.lora; l; l = l->next)
@@ -411,7 +414,7 @@ real *weight_vector(arena *a, weight w)
 /* Rows [first, first + count) of a packed parameter: q, k, v of an in_proj. A view; the bytes are the file's. */
 weight weight_rows(weight w, int64_t first, int64_t count)
 {
-    w.data += first * (weight_count(w) / w.dim[0]) * (dtype_bits[w.type] / 8);
+    w.data = weight_at(w, first * (weight_count(w) / w.dim[0]));
     w.dim[0] = count;
     return w;
 }
@@ -707,9 +710,8 @@ static int group_width(const panel *w, int64_t n) { return w->n1 - n <= LANES ? 
 /* Asks for a piece of a row of W while others are worked on: pieces are too short for the machine to guess the next. */
 static void weight_prefetch(weight w, int64_t at, int64_t count)
 {
-    const unsigned char *p = w.data + at * (dtype_bits[w.type] / 8);
-    for (int64_t i = 0; i < count * (dtype_bits[w.type] / 8); i += ALIGNMENT)
-        PREFETCH(p + i);
+    for (const unsigned char *p = weight_at(w, at), *end = weight_at(w, at + count); p < end; p += ALIGNMENT)
+        PREFETCH(p);
 }
 
 /* One group and chunk: W[n + i][first + k] to its place [k][i], so that a tile reads it from end to end, NR numbers for
@@ -833,8 +835,8 @@ void linear_to(arena *a, tensor y, tensor x, layer l)
     int64_t k = x.dim[x.ndim - 1], n = w.dim[0], m = k ? tensor_count(x) / k : 0;
     if (weight_count(w) != n * k || y.dim[y.ndim - 1] != n || tensor_count(y) != m * n ||
         (b.data && weight_count(b) != n))
-        die(SYSTEM_ERROR, "internal: linear %s: input has %lld columns, weight is %lld x %lld", w.key, (long long)k,
-            (long long)n, (long long)(n ? weight_count(w) / n : 0));
+        die(SYSTEM_ERROR, "internal: linear %s: input has %lld columns, weight is %lld x %lld", w.key, ll(k),
+            ll(n), ll(n ? weight_count(w) / n : 0));
     const real *bias = weight_vector(a, b);
     product_run(a, &(product){ .m = m, .n = n, .k = k, .w = w, .bias = bias, .y = y.data,
                                .copy = linear_copy, .x = x.data });
@@ -996,7 +998,7 @@ void conv(arena *a, tensor y, tensor x, conv_spec s, layer l)
     int64_t taps = s.kernel[0] * s.kernel[1] * s.kernel[2], cin = x.dim[3];
     if (x.ndim != 4 || y.ndim != 4 || w.dim[1] != taps || w.dim[2] != cin || y.dim[3] != w.dim[0])
         die(SYSTEM_ERROR, "internal: conv %s: input has %lld channels, weight is %lld x %lld x %lld", w.key,
-            (long long)cin, (long long)w.dim[0], (long long)w.dim[1], (long long)w.dim[2]);
+            ll(cin), ll(w.dim[0]), ll(w.dim[1]), ll(w.dim[2]));
     size_t mark = arena_mark(a);
     const real *bias = weight_vector(a, l.bias);
     conv_rows c = { .x = x.data, .in = { x.dim[0], x.dim[1], x.dim[2], cin },
@@ -1295,7 +1297,7 @@ void layer_norm(arena *a, tensor y, tensor x, layer l, double eps)
     size_t mark = arena_mark(a);
     int64_t n = x.dim[x.ndim - 1], rows = n ? tensor_count(x) / n : 0;
     if (tensor_count(y) != rows * n || (l.weight.data && weight_count(l.weight) != n))
-        die(SYSTEM_ERROR, "internal: layer_norm %s: rows of %lld", l.weight.key ? l.weight.key : "", (long long)n);
+        die(SYSTEM_ERROR, "internal: layer_norm %s: rows of %lld", l.weight.key ? l.weight.key : "", ll(n));
     const real *scale = weight_vector(a, l.weight), *shift = weight_vector(a, l.bias);
     arena_reset(a, mark);
     if (!x.data)
@@ -1379,7 +1381,7 @@ void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, laye
     if (x.ndim != 4 || g.channels % groups || x.dim[0] % span || tensor_count(x) != tensor_count(y) ||
         weight_count(l.weight) != g.channels)
         die(SYSTEM_ERROR, "internal: group_norm %s: %lld channels in %lld groups", l.weight.key,
-            (long long)g.channels, (long long)groups);
+            ll(g.channels), ll(groups));
     const real *scale = weight_vector(a, l.weight), *shift = weight_vector(a, l.bias);
     int64_t span_rows = span * x.dim[1], n = x.dim[0] / span * g.channels;
     g.sums = arena_alloc(a, (size_t)(g.rows * groups), sizeof(double));
@@ -1474,7 +1476,7 @@ void add(tensor y, tensor x)
 {
     if (tensor_count(y) != tensor_count(x))
         die(SYSTEM_ERROR, "internal: add %lld elements to %lld",
-            (long long)tensor_count(x), (long long)tensor_count(y));
+            ll(tensor_count(x)), ll(tensor_count(y)));
     int64_t n = y.data ? tensor_count(y) : 0;
     bool large = n > SMALL;
     PARALLEL_FOR_EVEN
@@ -1695,8 +1697,8 @@ static void box_muller_words(const uint32_t w[2], bool bf16, float out[2])
 static void cuda_randn(generator *g, float *out, int64_t count)
 {
     enum { BLOCK = 256 };       /* threads of a block */
-    int64_t blocks = (count + BLOCK - 1) / BLOCK, most = (int64_t)g->device.sms * (g->device.threads / BLOCK);
-    int64_t threads = BLOCK * lesser(blocks, most), calls = (count + 4 * threads - 1) / (4 * threads);
+    int64_t blocks = divide_up(count, BLOCK), most = (int64_t)g->device.sms * (g->device.threads / BLOCK);
+    int64_t threads = BLOCK * lesser(blocks, most), calls = divide_up(count, 4 * threads);
     for (int64_t i = 0; i < calls * threads; i++) {
         int64_t call = i / threads, t = i % threads;
         uint32_t w[4];
