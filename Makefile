@@ -90,11 +90,13 @@ build/controls: tests/controls.c build/float/io.o build/float/tensor.o ruyi.h Ma
 test: ruyi ruyi64 build/unit build/unit64 build/ops build/ops64 build/pack build/controls build/damage build/faults
 	tests/run.sh
 
+# The golden pack's list of contents. Its margins are those of the mutants.
+MANIFEST = build/pack manifest >build/MANIFEST && mv build/MANIFEST tests/golden/MANIFEST
+
 # What of the golden pack is ours, byte for byte the same on every machine: operators, and the list of contents.
 goldens: build/ops64 build/pack
 	build/ops64 tests/golden/ops tests/ops_floors.tsv
-	build/pack manifest >build/MANIFEST
-	mv build/MANIFEST tests/golden/MANIFEST
+	$(MANIFEST)
 
 # Readers under clang's libFuzzer: SECONDS or RUNS for each.
 CLANG   ?= clang
@@ -110,9 +112,10 @@ fuzz:
 faults: build/faults
 	build/faults -a
 
-# Every mutant of tests/mutants.txt must be caught by the golden pack.
-mutants: ruyi ruyi64
-	CC="$(CC)" FLAGS="-std=c11 $(NUMERIC) $(NATIVE) $(OPENMP)" tests/mutants.sh
+# Every mutant of tests/mutants.txt must be caught by the golden pack. PATTERN: only those whose line has it.
+mutants: ruyi ruyi64 build/pack
+	CC="$(CC)" FLAGS="-std=c11 $(NUMERIC) $(NATIVE) $(OPENMP)" tests/mutants.sh '$(PATTERN)'
+	$(MANIFEST)
 
 # The tables of README.md; FULL=1: with all builds and mutants anew.
 report: ruyi ruyi64 build/ops64 build/controls
