@@ -147,8 +147,8 @@ static int64_t read_side(config f, const char *field, const char *member, int64_
         return config_int(f, field, otherwise, 1, 65536);
     config inner = { f.path, NULL, value, f.read };
     int64_t side = config_int(inner, member, REQUIRED, 1, 65536);
-    if (!strcmp(member, "height") && config_int(inner, "width", REQUIRED, 1, 65536) != side)
-        config_refuse(f, field, "expected the same height and width");
+    CONFIG_NEED(strcmp(member, "height") || config_int(inner, "width", REQUIRED, 1, 65536) == side, f, field,
+                "expected the same height and width");
     return side;
 }
 
@@ -170,21 +170,21 @@ static void read_preprocessor(const char *folder, clip_config *c)
     static const char *const steps[] = { "do_resize", "do_center_crop", "do_rescale", "do_normalize" };
     config f = c->preprocessor = config_open(folder, "preprocessor_config.json");
     for (int i = 0; i < 4; i++)
-        if (!config_bool(f, steps[i], true))
-            config_refuse(f, steps[i], "expected true: a picture is always resized, cropped, rescaled and normalised");
-    if (config_int(f, "resample", 3, 0, 5) != 3)
-        config_refuse(f, "resample", "expected 3, bicubic; nothing else is supported");
+        CONFIG_NEED(config_bool(f, steps[i], true), f, steps[i],
+                    "expected true: a picture is always resized, cropped, rescaled and normalised");
+    CONFIG_NEED(config_int(f, "resample", 3, 0, 5) == 3, f, "resample",
+                "expected 3, bicubic; nothing else is supported");
     c->shortest_edge = read_side(f, "size", "shortest_edge", 224);
     c->crop_size = read_side(f, "crop_size", "height", 224);
     c->rescale_factor = config_real(f, "rescale_factor", 1.0 / 255);
     read_colours(f, "image_mean", mean, c->image_mean);
     read_colours(f, "image_std", std, c->image_std);
-    if (!(c->image_std[0] > 0 && c->image_std[1] > 0 && c->image_std[2] > 0))
-        config_refuse(f, "image_std", "expected positive numbers");
-    if (c->crop_size != c->image_size)
-        config_refuse(f, "crop_size", "expected the tower's image_size %lld", ll(c->image_size));
-    if (c->shortest_edge < c->crop_size)
-        config_refuse(f, "size", "expected a shortest edge of at least crop_size %lld", ll(c->crop_size));
+    CONFIG_NEED(c->image_std[0] > 0 && c->image_std[1] > 0 && c->image_std[2] > 0, f, "image_std",
+                "expected positive numbers");
+    CONFIG_NEED(c->crop_size == c->image_size, f, "crop_size", "expected the tower's image_size %lld",
+                ll(c->image_size));
+    CONFIG_NEED(c->shortest_edge >= c->crop_size, f, "size", "expected a shortest edge of at least crop_size %lld",
+                ll(c->crop_size));
 }
 
 /* config.json of the tower, or of a whole CLIP model, where the tower's is the member vision_config. Absent fields have
@@ -207,10 +207,9 @@ static clip_config read_clip_config(const char *folder)
     };
     config_int(f, "num_channels", 3, 3, 3);
     c.hidden_act = config_choice(f, "hidden_act", "quick_gelu", acts, 2) ? GELU_ERF : QUICK_GELU;
-    if (c.hidden_size % c.num_attention_heads)
-        config_refuse(f, "num_attention_heads", "expected a divisor of hidden_size %lld", ll(c.hidden_size));
-    if (c.patch_size > c.image_size)
-        config_refuse(f, "patch_size", "expected at most image_size %lld", ll(c.image_size));
+    CONFIG_NEED(c.hidden_size % c.num_attention_heads == 0, f, "num_attention_heads",
+                "expected a divisor of hidden_size %lld", ll(c.hidden_size));
+    CONFIG_NEED(c.patch_size <= c.image_size, f, "patch_size", "expected at most image_size %lld", ll(c.image_size));
     read_preprocessor(folder, &c);
     return c;
 }
@@ -419,20 +418,17 @@ static int64_t square_root(int64_t n)
  * odd number of blocks, which pops a skip more than was kept) or on the Resampler's grid (n_query). */
 static void check_dit_config(config f, const dit_config *c, int64_t stated_size)
 {
-    if (c->hidden_size != stated_size)
-        config_refuse(f, "hidden_size", "expected num_attention_heads * attention_head_dim = %lld * %lld",
-                      ll(c->num_attention_heads), ll(c->attention_head_dim));
-    if (c->attention_head_dim % 4)
-        config_refuse(f, "attention_head_dim", "expected a multiple of 4: rotary pairs for x and for y");
-    if (c->num_layers % 2)
-        config_refuse(f, "num_layers", "expected an even number: every skip has one block to come from");
-    if (square_root(c->n_query) < 0)
-        config_refuse(f, "n_query", "expected a square");
-    if (c->cross_attention_dim % c->num_attention_heads)
-        config_refuse(f, "cross_attention_dim", "expected a multiple of num_attention_heads %lld, the Resampler's "
-                      "heads", ll(c->num_attention_heads));
-    if (c->cross_attention_dim_t5 % POOL_HEADS)
-        config_refuse(f, "cross_attention_dim_t5", "expected a multiple of %d, the pooler's heads", POOL_HEADS);
+    CONFIG_NEED(c->hidden_size == stated_size, f, "hidden_size", "expected num_attention_heads * attention_head_dim = "
+                "%lld * %lld", ll(c->num_attention_heads), ll(c->attention_head_dim));
+    CONFIG_NEED(c->attention_head_dim % 4 == 0, f, "attention_head_dim",
+                "expected a multiple of 4: rotary pairs for x and for y");
+    CONFIG_NEED(c->num_layers % 2 == 0, f, "num_layers",
+                "expected an even number: every skip has one block to come from");
+    CONFIG_NEED(square_root(c->n_query) >= 0, f, "n_query", "expected a square");
+    CONFIG_NEED(c->cross_attention_dim % c->num_attention_heads == 0, f, "cross_attention_dim",
+                "expected a multiple of num_attention_heads %lld, the Resampler's heads", ll(c->num_attention_heads));
+    CONFIG_NEED(c->cross_attention_dim_t5 % POOL_HEADS == 0, f, "cross_attention_dim_t5",
+                "expected a multiple of %d, the pooler's heads", POOL_HEADS);
 }
 
 /* transformer/config.json. Absent fields have the defaults of HunyuanTransformer3DModel.__init__. The block's type and
@@ -458,8 +454,8 @@ static dit_config read_dit_config(const char *folder)
     };
     double ratio = config_real(f, "mlp_ratio", 4.0);
     c.hidden_size = c.num_attention_heads * c.attention_head_dim;
-    if (!(ratio > 0 && ratio < 1000) || (double)c.hidden_size * ratio < 1)
-        config_refuse(f, "mlp_ratio", "expected a positive ratio");
+    CONFIG_NEED(ratio > 0 && ratio < 1000 && (double)c.hidden_size * ratio >= 1, f, "mlp_ratio",
+                "expected a positive ratio");
     c.inner = (int64_t)((double)c.hidden_size * ratio);     /* Python's int(): 2816 * 4.3637 is 12288 */
     config_choice(f, "activation_fn", "gelu-approximate", (const char *const[]){ "gelu-approximate" }, 1);
     check_dit_config(f, &c, config_int(f, "hidden_size", 1152, 1, 1 << 20));

@@ -991,8 +991,7 @@ double *config_reals(config c, const char *field, int64_t count, const char *wha
         if (good)
             list[n] = json_number(item);
     }
-    if (v.text && (!good || n != count))
-        config_refuse(c, field, "expected a list of %lld numbers, %s", ll(count), what);
+    CONFIG_NEED(!v.text || (good && n == count), c, field, "expected a list of %lld numbers, %s", ll(count), what);
     return list;
 }
 

@@ -665,7 +665,8 @@ static const struct { const char *field, *values; unsigned classes; } variants[]
     { "variance_type", "\"fixed_small\", \"fixed_small_log\", \"fixed_large\", \"fixed_large_log\"", OF_DPMPP },
 };
 
-/* Dies where a field asks for a variant that is not here. */
+/* Dies where a field asks for a variant that is not here. A value is found whole among `values`, or not at all: all but
+ * numbers have quotes, or are words of JSON. */
 static void refuse_unsupported(config f, sched_type type)
 {
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
@@ -673,8 +674,8 @@ static void refuse_unsupported(config f, sched_type type)
         if (!v.text)
             continue;
         char *value = text_of("%.*s", (int)(v.end - v.text), v.text);
-        if (!strstr(variants[i].values, value))     /* whole, since all but numbers have quotes, or are words of JSON */
-            config_refuse(f, variants[i].field, "expected %s; nothing else is supported", variants[i].values);
+        CONFIG_NEED(strstr(variants[i].values, value), f, variants[i].field,
+                    "expected %s; nothing else is supported", variants[i].values);
         free(value);
     }
 }
@@ -708,14 +709,13 @@ sched_config sched_read(const char *folder, sched_type type)
     };
     c.trained_betas = config_reals(f, "trained_betas", c.num_train_timesteps, "num_train_timesteps");
     refuse_unsupported(f, type);
-    if (c.prediction_type == SAMPLE && (type == EULER_A || type == PNDM))
-        config_refuse(f, "prediction_type", "which %s does not take; choose another --scheduler", sched_names[type]);
-    if (!(c.beta_start >= 0 && c.beta_end >= 0 && c.beta_start <= 1 && c.beta_end <= 1))
-        config_refuse(f, "beta_start", "expected beta_start and beta_end from 0 to 1");
-    if (!(c.dynamic_thresholding_ratio >= 0 && c.dynamic_thresholding_ratio <= 1))
-        config_refuse(f, "dynamic_thresholding_ratio", "expected 0 to 1");
-    if (!(c.sample_max_value > 0))
-        config_refuse(f, "sample_max_value", "expected more than 0");
+    CONFIG_NEED(c.prediction_type != SAMPLE || (type != EULER_A && type != PNDM), f, "prediction_type",
+                "which %s does not take; choose another --scheduler", sched_names[type]);
+    CONFIG_NEED(c.beta_start >= 0 && c.beta_end >= 0 && c.beta_start <= 1 && c.beta_end <= 1, f, "beta_start",
+                "expected beta_start and beta_end from 0 to 1");
+    CONFIG_NEED(c.dynamic_thresholding_ratio >= 0 && c.dynamic_thresholding_ratio <= 1, f, "dynamic_thresholding_ratio",
+                "expected 0 to 1");
+    CONFIG_NEED(c.sample_max_value > 0, f, "sample_max_value", "expected more than 0");
     return c;
 }
 
@@ -877,12 +877,12 @@ void slice_save(const run *r, tensor out)
  * left of the run is judged by the operations counted in the plan, each at the rate that was measured before the run.
  */
 
-/* encode, clip, denoise or decode; when its first report came (seconds), and the share of it that was done then */
+/* encode, clip, denoise or decode; when it began (seconds), and the share of it that had been done then */
 typedef struct { const char *name; double start, part; } stage_begin;
 
 struct progress {
     bool quiet, terminal;                   /* terminal: may go back to the beginning of a line */
-    double last_line, last_json;            /* seconds */
+    double last, last_line, last_json;      /* seconds: the last report, the last that made a line, an object */
     stage_begin stage;                      /* under way */
     int64_t done, total;                    /* its pieces, at its last report */
     FILE *json; const char *json_path;      /* NULL: none */
@@ -971,7 +971,7 @@ static void json_progress(struct progress *p, const char *stage, report_line at)
 
 /* Where the run is after that much work; part: the stage's share, which may be finer than done / total.
  *
- * Formula   left of the stage: spent / share (1 - part), share what was done since its first report
+ * Formula   left of the stage: spent / share (1 - part), share what was done since it began
  *           left of the run:   (all - is) (time - start) / (is - begun), in planned seconds: the plan's rates give the
  *           proportions of the stages, and the clock how fast this machine is today. At most 99.9 % until it ends
  */
@@ -988,11 +988,12 @@ static report_line line_of(const struct progress *p, const double work[WORKS], d
     };
 }
 
-/* `done` of `total` pieces of a stage. "block" refines the denoising step under way: at full size one step takes
- * minutes. It has no line of its own name, and a step's last block none at all, since the step reports the same at
- * once. A stage may begin again (the VAE encodes the mask, then the video): fewer pieces done than before say so. A
- * terminal gets a bar that moves ten times a second at most; anything else a line at every step and end of a stage,
- * and every ten seconds; the JSON file all pieces, but blocks every ten seconds. */
+/* `done` of `total` pieces of a stage, which began with the last report before its first; denoise reports its beginning
+ * itself, since a checkpoint may have some of its steps. "block" refines the denoising step under way: at full size one
+ * step takes minutes. It has no line of its own name, and a step's last block none at all, since the step reports the
+ * same at once. A stage may begin again (the VAE encodes the mask, then the video): no more pieces done than before
+ * say so. A terminal gets a bar that moves ten times a second at most; anything else a line at every step and end of a
+ * stage, and every ten seconds; the JSON file all pieces, but blocks every ten seconds. */
 void progress(const run *r, const char *stage, int64_t done, int64_t total)
 {
     struct progress *p = r->progress;
@@ -1003,9 +1004,10 @@ void progress(const run *r, const char *stage, int64_t done, int64_t total)
             r->checkpoint->file ? r->checkpoint->path : "nothing had been computed yet");
     double time = now(), part = (double)done / (double)total;
     bool block = !strcmp(stage, "block"), denoise = !strcmp(stage, "denoise");
-    bool begins = !block && (!p->stage.name || strcmp(p->stage.name, stage) != 0 || done < p->done);
+    bool begins = !block && (!p->stage.name || strcmp(p->stage.name, stage) != 0 || done <= p->done);
     if (begins)
-        p->stage = (stage_begin){ stage, time, part };
+        p->stage = (stage_begin){ stage, denoise ? time : p->last, denoise ? part : 0 };
+    p->last = time;
     if (block) {
         part = ((double)p->done + part) / (double)p->total;
     } else {
@@ -2530,6 +2532,7 @@ static void run_flow(job *j, flow *f, void (*prepare)(job *j))
         may_stop = true;
         p.begun = work_seconds(p.rate, a.work);
     }
+    p.last = now();             /* the first stage begins */
     result out = f(&r, j);
     mappings_check();
     write_result(j, o, &out);

@@ -106,12 +106,12 @@ static void read_block_types(config file, bool decode, int64_t levels, bool *tim
                                              { "SpatialUpBlock3D", "SpatialTemporalUpBlock3D" } };
     const char *field = decode ? "up_block_types" : "down_block_types", *const *types = known[decode];
     char *words[MAX_LEVELS];
-    if (config_words(file, field, words, MAX_LEVELS) != levels)
-        config_refuse(file, field, "expected as many block types as ch_mult has numbers, %lld", ll(levels));
+    CONFIG_NEED(config_words(file, field, words, MAX_LEVELS) == levels, file, field,
+                "expected as many block types as ch_mult has numbers, %lld", ll(levels));
     for (int64_t i = 0; i < levels; i++) {
         int place = place_of(words[i], types, 2);
-        if (place < 0)
-            config_refuse(file, field, "expected %s or %s; other block types are not supported", types[0], types[1]);
+        CONFIG_NEED(place >= 0, file, field, "expected %s or %s; other block types are not supported", types[0],
+                    types[1]);
         time[i] = place == 1;
         free(words[i]);
     }
@@ -122,8 +122,8 @@ static void refuse_gc_blocks(config file)
 {
     json list = config_member(file, "use_gc_blocks"), cursor = { 0 }, value;
     while (json_kind(list) == '[' && json_next(list, &cursor, NULL, &value))
-        if (json_kind(value) == 't')
-            config_refuse(file, "use_gc_blocks", "expected null or false; global context blocks are not supported");
+        CONFIG_NEED(json_kind(value) != 't', file, "use_gc_blocks",
+                    "expected null or false; global context blocks are not supported");
 }
 
 /* Channels that leave level i: the encoder goes through ch_mult from the front, the decoder from the back. */
@@ -143,29 +143,26 @@ static void check_config(config file, const vae_config *c, bool given)
     int64_t deepest = c->channels[c->levels - 1];
     for (int64_t i = 0; i < c->levels; i++) {
         int64_t out = level_channels(c, true, i), in = i ? level_channels(c, true, i - 1) : out;
-        if (c->channels[i] % c->norm_num_groups)
-            config_refuse(file, "norm_num_groups", "expected a divisor of the %lld channels of level %lld",
-                          ll(c->channels[i]), ll(i));
-        if (i + 1 < c->levels && !c->time[1][i] && in != out)
-            config_refuse(file, "up_block_types", "expected another type at %lld: SpatialUpBlock3D upsamples only "
-                          "where its channels stay the same; they go from %lld to %lld", ll(i), ll(in), ll(out));
+        CONFIG_NEED(c->channels[i] % c->norm_num_groups == 0, file, "norm_num_groups",
+                    "expected a divisor of the %lld channels of level %lld", ll(c->channels[i]), ll(i));
+        CONFIG_NEED(i + 1 == c->levels || c->time[1][i] || in == out, file, "up_block_types", "expected another type "
+                    "at %lld: SpatialUpBlock3D upsamples only where its channels stay the same; they go from %lld to "
+                    "%lld", ll(i), ll(in), ll(out));
     }
-    if (deepest % c->mid_block_num_attention_heads)
-        config_refuse(file, "mid_block_num_attention_heads", "expected a divisor of the %lld channels of the last "
-                      "level", ll(deepest));
-    if (c->block_out_channels && c->block_out_channels != c->levels)
-        config_refuse(file, "block_out_channels", "expected as many numbers as ch_mult has, %lld: both give the scale "
-                      "of the latents", ll(c->levels));
-    if (!(c->tile_overlap_factor >= 0 && c->tile_overlap_factor < 1))
-        config_refuse(file, "tile_overlap_factor", "expected 0 <= factor < 1");
+    CONFIG_NEED(deepest % c->mid_block_num_attention_heads == 0, file, "mid_block_num_attention_heads",
+                "expected a divisor of the %lld channels of the last level", ll(deepest));
+    CONFIG_NEED(!c->block_out_channels || c->block_out_channels == c->levels, file, "block_out_channels",
+                "expected as many numbers as ch_mult has, %lld: both give the scale of the latents", ll(c->levels));
+    CONFIG_NEED(c->tile_overlap_factor >= 0 && c->tile_overlap_factor < 1, file, "tile_overlap_factor",
+                "expected 0 <= factor < 1");
     /* tiles start every int(size * (1 - overlap)), which must not be 0 */
     if ((c->tile_encoder || c->tile_decoder) && (double)c->tile_latent_min_size * (1 - c->tile_overlap_factor) < 1) {
         NEED(!given, "--vae-tiling: got tiles of %lld pixels overlapping by %g, expected larger tiles: this is less "
              "than a latent", ll(c->tile_sample_min_size), c->tile_overlap_factor);
         config_refuse(file, "tile_sample_min_size", "expected more, enough for tiles of the latents");
     }
-    if (!(c->scaling_factor != 0 && isfinite(c->scaling_factor)))
-        config_refuse(file, "scaling_factor", "expected a number that is not 0");
+    CONFIG_NEED(c->scaling_factor != 0 && isfinite(c->scaling_factor), file, "scaling_factor",
+                "expected a number that is not 0");
 }
 
 /* Channels of level i are ch * ch_mult[i]. Of block_out_channels only the length counts. */
@@ -176,11 +173,9 @@ static void read_channels(config file, vae_config *c)
     int stated = config_ints(file, "block_out_channels", unused, MAX_LEVELS);
     c->levels = n < 0 ? 4 : n;
     c->block_out_channels = stated < 0 ? 0 : stated;
-    if (n == 0)
-        config_refuse(file, "ch_mult", "expected at least one number");
+    CONFIG_NEED(n != 0, file, "ch_mult", "expected at least one number");
     for (int64_t i = 0; i < c->levels; i++) {
-        if (mult[i] < 1 || mult[i] > 65536)
-            config_refuse(file, "ch_mult", "expected numbers from 1 to 65536");
+        CONFIG_NEED(mult[i] >= 1 && mult[i] <= 65536, file, "ch_mult", "expected numbers from 1 to 65536");
         c->channels[i] = ch * mult[i];
     }
 }
