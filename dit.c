@@ -62,9 +62,7 @@ static tensor like(arena *a, tensor x) { return tensor_new(a, tensor_shape(x)); 
 /* A parameter as a tensor of that shape. Without data, in the planning pass, it has the shape alone. */
 static tensor widened(arena *a, weight w, shape s)
 {
-    tensor x = { .data = weight_vector(a, w), .ndim = s.ndim };
-    memcpy(x.dim, s.dim, sizeof x.dim);
-    return x;
+    return tensor_of(weight_vector(a, w), s);
 }
 
 /* to[first ...] = from, along the first dimension. */
@@ -363,7 +361,6 @@ tensor clip_encode(const run *r, const clip *c, image crop)
 
 /* Sizes that no configuration has, because the public classes have them in their text. */
 enum {
-    TIME_ROWS = 512,            /* frames in the time table: PositionalEncoding(max_len=512) in attention.py */
     SINUSOIDS = 256,            /* Timesteps(num_channels=256) in embeddings.py */
     META = 6 * SINUSOIDS,       /* six numbers of the size condition */
     POOL_HEADS = 8,             /* HunyuanDiTAttentionPool(num_heads=8) in embeddings.py */
@@ -698,8 +695,7 @@ static void bicubic_taps(int64_t i, int64_t n, int64_t m, int64_t tap[4], double
     for (int j = 0; j < 4; j++) {
         double u = fabs(t - (j - 1));
         share[j] = u <= 1 ? ((a + 2) * u - (a + 3)) * u * u + 1 : ((a * u - 5 * a) * u + 8 * a) * u - 4 * a;
-        int64_t at = (int64_t)b - 1 + j;
-        tap[j] = at < 0 ? 0 : at >= n ? n - 1 : at;
+        tap[j] = within((int64_t)b - 1 + j, n);
     }
 }
 
@@ -924,8 +920,7 @@ static bool given_stage(const call_state *c, tensor x, const char *part)
  * inner, about 4.4 D, in feed_forward) work token by token, so N tokens at once would only cost memory. */
 static tensor piece(tensor x, int64_t first)
 {
-    int64_t rest = x.dim[0] - first;
-    return tensor_part(x, first, rest < TOKENS ? rest : TOKENS);
+    return tensor_part(x, first, lesser(x.dim[0] - first, TOKENS));
 }
 
 /* n = norm1.norm(h) + norm1.linear(silu(temb)): a LayerNorm, shifted by the timestep; h, n [rows * N][D], silu_temb
@@ -1108,12 +1103,6 @@ static void add_sublayer(const call_state *c, tensor h, sublayer *f, const char 
     arena_reset(c->a, mark);
 }
 
-/* Dumps of one call, [B][N][D] where nothing else is said; a block's are in the order of its lines:
- *
- *     step.CALL.temb [B][D]   .text [B][tokens][X]   .image [B][Q][X]   .patch
- *     step.CALL.block.BLOCK   .skip .time .norm1 .attn1 .attn2 .clip .ff, and without a part the block's output
- *     step.CALL.norm_out      step.CALL.out [B][2Z][F][h][w] */
-
 /* HunyuanDiTBlock.forward: the stream h [rows * N][D], in place; skip the same size where the block has one. The order
  * is the weights': skip, time table, attentions, MLP. A skip is left out where the time stage behind it is given. */
 static void block(const call_state *c, tensor h, tensor skip)
@@ -1243,7 +1232,10 @@ static bool needed_blocks(const run *r, const dit_config *c, int64_t call, bool 
         if (!needed[i] || is_given(r, name, (int)call, (int)i, "") || is_given(r, name, (int)call, (int)i, ".time") ||
             is_given(r, name, (int)call, (int)i, ".skip"))
             continue;
-        *(i > 0 ? &needed[i - 1] : &tokens) = true;
+        if (i > 0)
+            needed[i - 1] = true;
+        else
+            tokens = true;
         if (i > layers / 2)
             needed[layers - 1 - i] = true;
     }
@@ -1411,16 +1403,13 @@ static tensor given_or(const run *r, tensor x, int64_t call, const char *name)
     return y;
 }
 
-/* A whole call in the arena: out, then what all rows share (temb, patch tokens [N][D], the rotary table), then for each
- * group of rows the stream h, L/2 - 1 skips of its size, and a block's temporaries. The skips are most of the memory,
- * which is why rows are run one after the other where nothing wants them together.
+/* One call of the model, HunyuanTransformer3DModel.forward: [F][h][w][Z] and [F][h][w][2 Z] -> [B][F][h][w][2 Z], whose
+ * first half of the channels is the prediction (v, in Ruyi); the other half, a learned variance, is used by none of the
+ * schedulers.
  *
- * One call of the model, HunyuanTransformer3DModel.forward: latents [F][h][w][Z], inpaint [F][h][w][2 Z] at timestep t
- * -> [B][F][h][w][out_channels], whose first half of the channels is the prediction (v, in Ruyi); the other half, a
- * learned variance, is used by none of the schedulers.
- *
- * see_image: the positive row sees the picture's tokens, which it does only in the last 40 % of the calls; in the first
- * 60 % both rows see clip_padding (public: clip_apply_ratio 0.40; sees_image in ruyi.c). call numbers the dumps. */
+ * In the arena lie out, then what all rows share (temb, patch tokens [N][D], the rotary table), then for each group of
+ * rows the stream h, L/2 - 1 skips of its size, and a block's temporaries. The skips are most of the memory, which is
+ * why rows are run one after the other where nothing wants them together. */
 tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor latents, tensor inpaint, double t,
                    bool see_image, int64_t call, tea_cache *tea, const enhance *eav)
 {
@@ -1429,9 +1418,9 @@ tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor la
     tensor out = tensor_new(a, SHAPE(k->rows, frames, h, w, d->config.out_channels));
     size_t mark = arena_mark(a);
     call_state c = {
-        .r = r, .d = d, .a = a, .call = call, .rows = r->hooks || (eav && eav->enabled) ? k->rows : 1,
+        .r = r, .d = d, .a = a, .call = call, .rows = r->hooks || eav->enabled ? k->rows : 1,
         .frames = frames, .area = (h / p) * (w / p),
-        .eav = eav && eav->enabled && call >= eav->skip_start && call < eav->steps - eav->skip_end ? eav : NULL,
+        .eav = eav->enabled && call >= eav->skip_start && call < eav->steps - eav->skip_end ? eav : NULL,
     };
     if (given(r, out, ROWS_CHANNELS_FIRST, "step.%03d.out", (int)call))
         return out;
@@ -1445,7 +1434,7 @@ tensor dit_forward(const run *r, const dit *d, const dit_condition *k, tensor la
                                            : tensor_new(a, SHAPE(frames * c.area, d->config.hidden_size));
     c.rotary = rotary_table(a, &d->config, h / p, w / p);
     show(r, c.rotary, F64, SHAPE(h / p, w / p, d->config.attention_head_dim), "rotary");
-    tea_cache *cache = tea && tea->threshold != 0 ? tea : NULL;
+    tea_cache *cache = tea->threshold != 0 ? tea : NULL;
     if (cache)
         tea_update(a, cache, &d->blocks[0], c.patch, c.silu_temb, frames);
     for (int64_t first = 0; first < k->rows; first += c.rows)

@@ -166,7 +166,7 @@ void print_to(string *s, const char *format, ...) { WITH_ARGUMENTS(format, print
 
 /* Declares `name`: the format and the arguments after it as a new string. */
 #define FORMATTED(name, format) \
-    string formatted = {0};     \
+    string formatted = { 0 };     \
     WITH_ARGUMENTS(format, print_args(&formatted, format, args)); \
     char *name = formatted.text
 
@@ -181,9 +181,9 @@ char *text_of(const char *format, ...)
 /* "[2, 3]", a new string: shapes and positions in messages, and in headers, where JSON has the same form. */
 static char *list_text(int count, const int64_t *list)
 {
-    string s = {0};
+    string s = { 0 };
     for (int i = 0; i < count; i++)
-        print_to(&s, "%s%" PRId64, i ? ", " : "[", list[i]);
+        print_to(&s, "%s%lld", i ? ", " : "[", ll(list[i]));
     print_to(&s, count ? "]" : "[]");
     return s.text;
 }
@@ -305,7 +305,7 @@ static int input_open(const char *path, struct stat *about)
 enum { CONFIG_BYTES = 1 << 22, STREAM_BYTES = INT32_MAX };
 static unsigned char *read_all(const char *path, size_t most, size_t *size)
 {
-    struct stat about = {0};
+    struct stat about = { 0 };
     int fd = strcmp(path, "-") ? input_open(path, &about) : STDIN_FILENO;
     size_t room = 1 << 16;
     unsigned char *bytes = allocate(room, 1);
@@ -494,7 +494,7 @@ static char *series_name(const char *path, int64_t number)
     bool width = digits > 0 && digits <= 3 && field[1] == '0' && strspn(field + 1, "0") < digits;
     if (!field || (digits > 0 && !width) || field[1 + digits] != 'd' || strchr(field + 1, '%'))
         return NULL;
-    return text_of("%.*s%0*" PRId64 "%s", (int)(field - path), path, atoi(field + 1), number, field + digits + 2);
+    return text_of("%.*s%0*lld%s", (int)(field - path), path, atoi(field + 1), ll(number), field + digits + 2);
 }
 
 /* ---------------------------------------------------------------- JSON
@@ -591,7 +591,7 @@ static bool utf8_check(const char *text, size_t size, char reason[REASON])
 /* The value of four hexadecimal digits, which are stepped over; -1 where they are not. */
 static int32_t hex4(const char **p, const char *end)
 {
-    char four[5] = {0};
+    char four[5] = { 0 };
     memcpy(four, *p, (size_t)lesser(end - *p, 4));
     bool digits = strspn(four, "0123456789abcdefABCDEF") == 4;
     *p += digits ? 4 : 0;
@@ -721,7 +721,7 @@ bool json_check(const char *text, size_t size, bool minus_infinity, json *root, 
     json value = { begin, s.at };
     skip(&s, is_space);
     valid = valid && (s.at == s.end || fault(&s, "nothing after the value"));
-    *root = valid ? value : (json){0};  /* spans of refused text must not be walked */
+    *root = valid ? value : (json){ 0 };  /* spans of refused text must not be walked */
     return valid;
 }
 
@@ -746,7 +746,7 @@ static json next_span(const char *p, const char *end)
 }
 
 /* Steps through an object or list: the next member's name and value, in the text's order. false after the last one, and
- * for anything but containers. *cursor starts as {0} and remembers where the value before ended. name is the string
+ * for anything but containers. *cursor starts as { 0 } and remembers where the value before ended. name is the string
  * with its quotes, absent in lists; who does not want it gives NULL. Names may repeat: RFC 8259 leaves that open. */
 bool json_next(json container, json *cursor, json *name, json *value)
 {
@@ -755,7 +755,7 @@ bool json_next(json container, json *cursor, json *name, json *value)
         return false;
     json next = next_span(cursor->text ? cursor->text : container.text + 1, container.end);
     if (name)
-        *name = object ? next : (json){0};
+        *name = object ? next : (json){ 0 };
     *value = object ? next_span(next.end, container.end) : next;
     cursor->text = value->end;
     return value->text < value->end;
@@ -806,8 +806,8 @@ static bool json_is(json value, const char *word)
  * for anything but objects, so that lookups can be chained. Names are compared after decoding: "\u0061" is "a". */
 json json_member(json object, const char *name)
 {
-    json found = {0};
-    for (json at = {0}, key, value; json_next(object, &at, &key, &value);)
+    json found = { 0 };
+    for (json at = { 0 }, key, value; json_next(object, &at, &key, &value);)
         if (json_is(key, name))
             found = value;
     return found;
@@ -897,15 +897,15 @@ json config_member(config c, const char *field)
 {
     json v = json_member(c.root, field);
     print_to(c.read, "%s%c", field, 0);
-    return json_kind(v) != 'n' ? v : (json){0};
+    return json_kind(v) != 'n' ? v : (json){ 0 };
 }
 
 /* "  not read: FIELD FIELD ... (PATH)" on standard output, or nothing. Whoever edits a field and sees no change finds
  * it here. Fields that hold null are not worth a word. */
 void config_print_unread(config c)
 {
-    string line = {0};
-    for (json at = {0}, name, value; json_next(c.root, &at, &name, &value);) {
+    string line = { 0 };
+    for (json at = { 0 }, name, value; json_next(c.root, &at, &name, &value);) {
         bool known = json_kind(value) == 'n';
         for (size_t i = 0; i < c.read->length && !known; i += strlen(c.read->text + i) + 1)
             known = json_is(name, c.read->text + i);
@@ -924,7 +924,7 @@ int64_t config_int(config c, const char *field, int64_t otherwise, int64_t least
     json v = config_member(c, field);
     int64_t number = otherwise;
     bool valid = v.text ? json_integer(v, &number) && number >= least && number <= most : otherwise != REQUIRED;
-    CONFIG_NEED(valid, c, field, "expected an integer from %" PRId64 " to %" PRId64 "; mend the file", least, most);
+    CONFIG_NEED(valid, c, field, "expected an integer from %lld to %lld; mend the file", ll(least), ll(most));
     return number;
 }
 
@@ -973,7 +973,7 @@ int config_ints(config c, const char *field, int64_t *list, int most)
     json v = config_member(c, field);
     int count = v.text ? 0 : -1;
     CONFIG_NEED(!v.text || json_kind(v) == '[', c, field, "expected a list of integers; mend the file");
-    for (json at = {0}, item; json_next(v, &at, NULL, &item); count++)
+    for (json at = { 0 }, item; json_next(v, &at, NULL, &item); count++)
         CONFIG_NEED(count < most && json_integer(item, &list[count]), c, field,
                     "expected a list of integers, at most %d; mend the file", most);
     return count;
@@ -982,7 +982,7 @@ int config_ints(config c, const char *field, int64_t *list, int most)
 /* Exactly `count` numbers, to be freed; NULL: the field is absent. Anything else is BAD_INPUT, with what they are. */
 double *config_reals(config c, const char *field, int64_t count, const char *what)
 {
-    json v = config_member(c, field), at = {0}, item;
+    json v = config_member(c, field), at = { 0 }, item;
     double *list = v.text ? allocate((size_t)count, sizeof *list) : NULL;
     bool good = json_kind(v) == '[';
     int64_t n = 0;
@@ -1024,7 +1024,7 @@ int config_words(config c, const char *field, char **list, int most)
     json v = config_member(c, field);
     char *text = json_kind(v) == '"' ? json_string(v) : NULL;
     int count = text ? python_words(text, list, most) : json_kind(v) == '[' ? 0 : -1;
-    for (json at = {0}, item; count >= 0 && json_next(v, &at, NULL, &item);)        /* a string has no members */
+    for (json at = { 0 }, item; count >= 0 && json_next(v, &at, NULL, &item);)        /* a string has no members */
         if (count < most && json_kind(item) == '"')
             list[count++] = json_string(item);
         else
@@ -1067,13 +1067,9 @@ int config_words(config c, const char *field, char **list, int most)
  * travel, and none that two own. S1: readers that keep the first and readers that keep the last of two would compute
  * with different numbers from one file. S2: int64_t holds a dimension, also times the size of an element. */
 
-/* The format's own words, and bits an element. F4 and F6 pack several elements into bytes: files hold them, kernels do
- * not read them. Floats have a sign, and then bits of exponent and of fraction:
- *
- *     F64 11, 52      F32 8, 23      F16 5, 10      BF16 8, 7: the upper half of an F32, with its range
- *     F8_E5M2 5, 2: the upper half of an F16        F8_E4M3 4, 3: no infinities, one nan of either sign, up to 448
- *
- * FNUZ: the same bits with another bias, without -0 and infinities; E8M0: an exponent alone, for scales of blocks. */
+/* The format's own words, and bits an element (tensor.c, widening, has their meaning). Kernels do not read the last:
+ * FNUZ, F8 with another bias, without -0 and infinities; E8M0, an exponent alone, for scales of blocks; F4 and F6, of
+ * which several elements share bytes. */
 const char *const dtype_name[DTYPES] = {
     "BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64", "F16", "BF16", "F32", "F64", "C64",
     "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2",
@@ -1100,7 +1096,7 @@ static uint64_t little_endian(const unsigned char *p, int bytes)
 static int64_t members(json container)
 {
     int64_t count = 0;
-    for (json at = {0}, value; json_next(container, &at, NULL, &value);)
+    for (json at = { 0 }, value; json_next(container, &at, NULL, &value);)
         count++;
     return count;
 }
@@ -1113,7 +1109,7 @@ static bool shape_read(st_tensor *t, json list, char reason[REASON])
     EXPECT(json_kind(list) == '[', "rule 10: shape is no list");
     t->dim = allocate((size_t)members(list), sizeof *t->dim);
     t->count = 1;
-    for (json at = {0}, item; json_next(list, &at, NULL, &item);) {
+    for (json at = { 0 }, item; json_next(list, &at, NULL, &item);) {
         EXPECT(json_natural(item, &dim), "rule 9: a dimension is no plain number");
         EXPECT(dim < (uint64_t)1 << 48, "rule S2: a dimension is above 2^48 - 1");
         EXPECT(multiply(t->count, dim, &t->count), "rule 10: the shape overflows");
@@ -1131,10 +1127,10 @@ static bool shape_read(st_tensor *t, json list, char reason[REASON])
 static bool tensor_read(st_tensor *t, json object, char reason[REASON])
 {
     static const char *const names[] = { "dtype", "shape", "data_offsets" };
-    json field[3] = {{0}};
-    uint64_t offset[2] = {0}, *to = offset;
+    json field[3] = {{ 0 }};
+    uint64_t offset[2] = { 0 }, *to = offset;
     EXPECT(json_kind(object) == '{', "rule 7: no object");
-    for (json at = {0}, key, value; json_next(object, &at, &key, &value);)
+    for (json at = { 0 }, key, value; json_next(object, &at, &key, &value);)
         for (int i = 0; i < 3; i++) {
             bool same = json_is(key, names[i]);
             EXPECT(!same || !field[i].text, "rule 7: %s twice", names[i]);
@@ -1149,7 +1145,7 @@ static bool tensor_read(st_tensor *t, json object, char reason[REASON])
     if (!shape_read(t, field[1], reason))
         return false;
     EXPECT(json_kind(field[2]) == '[' && members(field[2]) == 2, "rule 11: data_offsets is no list of two numbers");
-    for (json at = {0}, item; json_next(field[2], &at, NULL, &item); to++)
+    for (json at = { 0 }, item; json_next(field[2], &at, NULL, &item); to++)
         EXPECT(json_natural(item, to), "rule 9: an offset is no plain number");
     EXPECT(offset[0] <= offset[1], "rule 11: data_offsets go backwards");
     t->begin = offset[0];
@@ -1167,7 +1163,7 @@ static bool header_read(safetensors *file, json root, char reason[REASON])
     size_t room = (size_t)members(root);
     file->tensors = allocate(room, sizeof *file->tensors);
     file->by_name = allocate(room, sizeof *file->by_name);
-    for (json at = {0}, key, value; json_next(root, &at, &key, &value);) {
+    for (json at = { 0 }, key, value; json_next(root, &at, &key, &value);) {
         if (!json_is(key, "__metadata__")) {
             st_tensor *t = &file->tensors[file->count++];
             t->name = json_string(key);
@@ -1176,7 +1172,7 @@ static bool header_read(safetensors *file, json root, char reason[REASON])
         }
         EXPECT(!file->metadata.text, "rule 6: __metadata__ twice");
         EXPECT(json_kind(value) == '{' || json_kind(value) == 'n', "rule 6: __metadata__ is no object");
-        for (json inside = {0}, item; json_next(value, &inside, NULL, &item);)
+        for (json inside = { 0 }, item; json_next(value, &inside, NULL, &item);)
             EXPECT(json_kind(item) == '"', "rule 6: __metadata__ holds more than strings");
         file->metadata = value;
     }
@@ -1228,7 +1224,7 @@ static bool layout_check(safetensors *file, const unsigned char *data, uint64_t 
 bool safetensors_parse(const unsigned char *bytes, size_t size, safetensors *out, char reason[REASON])
 {
     char why[REASON];
-    json root = {0};
+    json root = { 0 };
     *out = (safetensors){ .map = bytes, .size = size };
     EXPECT(size >= 8, "rule 1: got %zu bytes, expected at least 8", size);
     uint64_t n = little_endian(bytes, 8);
@@ -1264,7 +1260,7 @@ void safetensors_free(safetensors *file)
     for (int64_t i = 0; i < file->count; i++)
         free(file->tensors[i].name), free(file->tensors[i].dim);
     free(file->tensors), free(file->by_name), free(file->path);
-    *file = (safetensors){0};
+    *file = (safetensors){ 0 };
 }
 
 /* The counterpart of safetensors_open: unmaps, and ends every weight and span of text that points into the file. */
@@ -1309,7 +1305,7 @@ uint64_t hash_bytes(uint64_t h, const void *data, size_t size)
     const uint64_t odd = 0x9E3779B97F4A7C15u;       /* 2^64 / golden ratio */
     uint64_t lane[4] = { h, h + 1, h + 2, h + 3 };
     for (size_t at = 0; at < size; at += sizeof lane) {
-        uint64_t word[4] = {0};
+        uint64_t word[4] = { 0 };
         memcpy(word, (const unsigned char *)data + at, size - at < sizeof word ? size - at : sizeof word);
         for (int i = 0; i < 4; i++)
             lane[i] = (lane[i] ^ word[i]) * odd, lane[i] ^= lane[i] >> 29;
@@ -1352,7 +1348,7 @@ bool safetensors_intact(const safetensors *file)
  * needs escaping. Spaces at the end, which rule 5 allows, align the data to 8 bytes, as the official writer does. */
 void safetensors_write(const char *path, const st_entry *entries, int count, bool sync)
 {
-    string header = {0};
+    string header = { 0 };
     uint64_t begin = 0, end;
     print_to(&header, "........{");
     for (const st_entry *e = entries; e < entries + count; e++, begin = end) {
@@ -1470,7 +1466,7 @@ static void shards_open(weights *w, const char *index)
     config c = config_open(w->folder, index);
     json map = json_member(c.root, "weight_map");
     NEED(json_kind(map) == '{', "%s: weight_map: got no object, expected one; copy it again", c.path);
-    for (json at = {0}, key, value; json_next(map, &at, &key, &value);) {
+    for (json at = { 0 }, key, value; json_next(map, &at, &key, &value);) {
         char *name = json_string(key), *shard = json_kind(value) == '"' ? json_string(value) : text_of("/");
         NEED(*shard && *shard != '/' && !strstr(shard, ".."),
              "%s: weight_map: %s: got the file \"%s\", expected one inside; mend it", c.path, name, shard);
@@ -1547,7 +1543,7 @@ static const lora *lora_link(const weights *w, int i, const char *stem, const we
 {
     static const char *const prefixes[] = { "lora_unet__", "lora_unet_", "" };
     static const char *const names[] = { ".lora_up.weight", ".lora_down.weight", ".alpha" };
-    const st_tensor *part[3] = {0};
+    const st_tensor *part[3] = { 0 };
     for (int k = 0; k < 9; k++) {
         char *name = text_of("%s%s%s", prefixes[k / 3], stem, names[k % 3]);
         part[k % 3] = part[k % 3] ? part[k % 3] : safetensors_find(w->loras[i], name);
@@ -1726,15 +1722,15 @@ int64_t safetensors_nonfinite(const safetensors *file)
     for (const st_tensor *t = file->tensors; t < file->tensors + file->count; t++) {
         int64_t index = nonfinite(t, (dtype)0);
         if (index >= 0)
-            complain("%s: tensor %s: got %g at element %" PRId64 " of %" PRIu64 ", expected finite numbers; copy the "
-                     "file again", file->path, t->name, fabs(element(t, (uint64_t)index)), index, t->count);
+            complain("%s: tensor %s: got %g at element %lld of %" PRIu64 ", expected finite numbers; copy the "
+                     "file again", file->path, t->name, fabs(element(t, (uint64_t)index)), ll(index), t->count);
         found += index >= 0;
     }
     return found;
 }
 
 /* Marks every tensor whose name matches glob (as in a shell, '*' also matching dots). For tensors that a valid file
- * holds and nothing reads. None may match. */
+ * holds and nothing reads; it is no error where there is none. */
 void weights_ignore(weights *w, const char *glob)
 {
     for (int f = 0; f < w->nfiles; f++)
@@ -1824,7 +1820,7 @@ bool ppm_parse(const unsigned char *bytes, size_t size, size_t *used, image *out
     const char *text = (const char *)bytes;
     scan s = { text, text, text + size, false, reason };
     uint32_t w = 0, h = 0, most = 0, value = 0;
-    *out = (image){0};
+    *out = (image){ 0 };
     EXPECT(scan_one(&s, "P") && scan_one(&s, "356"), "got another kind of file, expected P6, P3 or P5");
     bool digits = bytes[1] == '3', grey = bytes[1] == '5', valid = true;
     if (!ppm_number(&s, 1, INT32_MAX, "width", &w) || !ppm_number(&s, 1, INT32_MAX, "height", &h) ||
@@ -1842,7 +1838,7 @@ bool ppm_parse(const unsigned char *bytes, size_t size, size_t *used, image *out
         for (int copies = grey ? 3 : 1; copies > 0; copies--)
             *to++ = (unsigned char)((255 * value + most / 2) / most);
     *used = (size_t)(s.at - text);
-    *out = valid ? (image){ w, h, rgb } : (image){0};
+    *out = valid ? (image){ w, h, rgb } : (image){ 0 };
     free(valid ? NULL : rgb);
     return valid;
 }
@@ -1926,12 +1922,12 @@ bool y4m_parse(const y4m *head, const unsigned char *bytes, size_t size, size_t 
 {
     const unsigned char *line = size ? memchr(bytes, '\n', size) : NULL;
     bool marked = line && line - bytes >= 5 && memcmp(bytes, "FRAME", 5) == 0 && (bytes[5] == ' ' || bytes[5] == '\n');
-    *out = (image){0};
+    *out = (image){ 0 };
     EXPECT(marked, "got no line with FRAME, expected one");
     int64_t x = head->step_x, y = head->step_y, w = head->w, h = head->h, row = x ? (w + x - 1) / x : 0;
     size_t left = size - (size_t)(line + 1 - bytes);
     uint64_t luma = (uint64_t)(w * h), chroma = x ? (uint64_t)(row * ((h + y - 1) / y)) : 0, all = luma + 2 * chroma;
-    EXPECT(all <= left, "got %zu bytes of data, expected %" PRIu64 " for %" PRId64 " x %" PRId64, left, all, w, h);
+    EXPECT(all <= left, "got %zu bytes of data, expected %" PRIu64 " for %lld x %lld", left, all, ll(w), ll(h));
     const unsigned char *cb = line + 1 + luma, *cr = cb + chroma;
     *out = (image){ w, h, allocate((size_t)luma, 3) };
     for (int64_t i = 0; i < w * h; i++) {
@@ -1970,8 +1966,8 @@ bool frames_parse(const char *text, int64_t *first, int64_t *last)
 void frames_resolve(const char *name, int64_t count, int64_t *first, int64_t *last)
 {
     int64_t a = *first + (*first < 0 ? count : 0), b = *last + (*last < 0 ? count : 0);
-    NEED(a >= 0 && a <= b && b < count, "%s: frames: got %" PRId64 "..%" PRId64 ", expected some of 0..%" PRId64
-         " (or -%" PRId64 "..-1); choose others", name, *first, *last, count - 1, count);
+    NEED(a >= 0 && a <= b && b < count, "%s: frames: got %lld..%lld, expected some of 0..%lld (or -%lld..-1); choose "
+         "others", name, ll(*first), ll(*last), ll(count - 1), ll(count));
     *first = a, *last = b;
 }
 
@@ -1995,7 +1991,7 @@ static int64_t file_read(const char *path, image **list, int64_t count)
         valid = stream ? y4m_parse(&head, bytes + at, size - at, &used, *list + count, reason)
                      : ppm_parse(bytes + at, size - at, &used, *list + count, reason);
         count++;
-        NEED(valid, "%s: picture %" PRId64 ": %s; convert it to PPM or Y4M", name, count - before, reason);
+        NEED(valid, "%s: picture %lld: %s; convert it to PPM or Y4M", name, ll(count - before), reason);
         while (!stream && at + used < size && is_space(bytes[at + used]))
             used++;
     }
@@ -2029,8 +2025,8 @@ int64_t images_read(const char *path, int64_t room, image **list, int64_t count)
     }
     frames_resolve(strcmp(name, "-") ? name : "standard input", end - count, &first, &last);
     int64_t chosen = last - first + 1;
-    NEED(chosen <= room, "%s: pictures: got %" PRId64 ", expected at most %" PRId64 "; give fewer, as in %s:%" PRId64
-         "..", name, chosen, room, name, -room);
+    NEED(chosen <= room, "%s: pictures: got %lld, expected at most %lld; give fewer, as in %s:%lld..", name,
+         ll(chosen), ll(room), name, ll(-room));
     for (int64_t i = count; i < end; i++)
         if (i - count < first || i - count > last)
             free((*list)[i].rgb);
@@ -2121,11 +2117,8 @@ image image_resize(image in, int64_t w, int64_t h)
 
 /* ---------------------------------------------------------------- frames out
  *
- *     YUV4MPEG2 W128 H96 F24:1 Ip A1:1 C420jpeg XCOLORRANGE=FULL\n      width, height, rate, progressive, square pixels
- *     FRAME\n  Y: 128 x 96 bytes   Cb: 64 x 48   Cr: 64 x 48
- *     FRAME\n  ...                                                      as many as there are frames; no count, no end
- *
- * Y4M: one header line, then for each frame "FRAME\n" and the planes Y, Cb, Cr, 8 bits, chroma at half size both ways.
+ * Y4M: one header line, then for each frame "FRAME\n" and the planes Y, Cb, Cr, 8 bits, chroma at half size both ways,
+ * as in the drawing above; the number of frames stands nowhere.
  * PPM: a P6 file a frame, the exact bytes. Both are opened early, so that a run of hours does not end at a wrong name.
  * All PPM files are renamed together at the end; they are closed before, as there may be more of them than a process
  * may hold open. Standard output is a pipe that cannot be taken back: there, frames appear as they come. */
@@ -2164,7 +2157,7 @@ output *output_open(const char *path, int64_t w, int64_t h)
 /* A picture as a P6 file, maxval 255, complete but for its name. */
 static writer *ppm_put(const char *name, int64_t w, int64_t h, const unsigned char *rgb, bool sync)
 {
-    char *head = text_of("P6\n%" PRId64 " %" PRId64 "\n255\n", w, h);
+    char *head = text_of("P6\n%lld %lld\n255\n", ll(w), ll(h));
     writer *f = writer_open(name);
     put(f->fd, name, head, strlen(head));
     put(f->fd, name, rgb, (size_t)(w * h * 3));
@@ -2187,7 +2180,7 @@ void output_frame(output *o, const unsigned char *rgb)
     char *text;
     if (o->planes) {
         int fd = o->nfiles ? o->files[0]->fd : STDOUT_FILENO;
-        text = text_of("YUV4MPEG2 W%" PRId64 " H%" PRId64 " F24:1 Ip A1:1 C420jpeg XCOLORRANGE=FULL\n", o->w, o->h);
+        text = text_of("YUV4MPEG2 W%lld H%lld F24:1 Ip A1:1 C420jpeg XCOLORRANGE=FULL\n", ll(o->w), ll(o->h));
         y4m_planes(rgb, o->w, o->h, o->planes);
         if (o->done++ == 0)
             put(fd, o->path, text, strlen(text));
@@ -2228,7 +2221,7 @@ void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *p
         planes[i] = (unsigned char)((299 * rgb[3 * i] + 587 * rgb[3 * i + 1] + 114 * rgb[3 * i + 2] + 500) / 1000);
     for (int64_t y = 0; y < half_h; y++)
         for (int64_t x = 0; x < half_w; x++) {
-            int sum[3] = {0};
+            int sum[3] = { 0 };
             for (int64_t corner = 0; corner < 4; corner++) {
                 int64_t row = lesser(2 * y + corner / 2, h - 1), column = lesser(2 * x + corner % 2, w - 1);
                 for (int c = 0; c < 3; c++)
@@ -2797,7 +2790,7 @@ static void measure_pair(pair *p)
 {
     const safetensors *file = p->golden->file;
     char reason[REASON];
-    json floors = {0}, member = json_member(file->metadata, p->class->floors);
+    json floors = { 0 }, member = json_member(file->metadata, p->class->floors);
     json name = json_member(file->metadata, "case");
     char *text = member.text ? json_string(member) : NULL;
     NEED(!text || json_check(text, strlen(text), false, &floors, reason), "%s: metadata %s: %s; make the file again",
@@ -2972,7 +2965,7 @@ static void print_object(string *to, const pair *p)
         print_to(to, ",\"at\":%s,\"expected\":%s,\"got\":%s,\"differing\":%.0f,\"not_finite\":[%.0f,%.0f]", p->place,
                  p->value[0].text, p->value[1].text, sum[CHANGED], sum[ODD_GOLDEN], sum[ODD_MINE]);
     if (p->dimension >= 0)
-        print_to(to, ",\"worst_slice\":{\"dimension\":%d,\"index\":%" PRId64 "}", p->dimension, p->index);
+        print_to(to, ",\"worst_slice\":{\"dimension\":%d,\"index\":%lld}", p->dimension, ll(p->index));
     if (p->alike && !p->exact)
         print_to(to, ",\"ulps\":{\"p50\":%.9g,\"p99\":%.9g,\"max\":%s},\"cosine\":%s", p->ulps[0], p->ulps[1],
                  number_text(p->ulps[2], 9, true).text, number_text(cosine(&p->seen), 9, true).text);

@@ -24,8 +24,8 @@
  *     flows        what a command computes
  *     plan         what it will take; then it is run
  *     model        opening the parts of a model folder, and what must hold between them
- *     commands     generate, extend, measure, encode, decode, clip, tour, info, check, bench
- *     options      one table: parsing, --help and spelling advice come from it
+ *     commands     generate, extend, measure, encode, decode, clip, tour, info, compare, check, bench
+ *     options      two tables: parsing, --help and spelling advice come from them
  *
  * main reads the options into a job and calls its command_...(); a command opens what it needs of the model, checks it,
  * and hands a flow_...() to run_flow, which runs it twice with the same code: first in a planning arena, whose tensors
@@ -61,8 +61,8 @@ typedef enum {
 } command;
 
 /* The limits: 5 start and 5 end pictures are the product's promise (the public code manages one end picture); encode
- * takes a frame each; 512 latent frames are the rows of the DiT's time table. */
-enum { MAX_GIVEN = 5, MAX_PICTURES = 4096, MAX_FILES = 64, TIME_ROWS = 512, CAMERAS = 6, MOTIONS = 5 };
+ * takes a frame each. */
+enum { MAX_GIVEN = 5, MAX_PICTURES = 4096, MAX_FILES = 64, CAMERAS = 6, MOTIONS = 5 };
 static const char *const cameras[CAMERAS] = { "auto", "static", "left", "right", "up", "down" };
 static const char *const motions[MOTIONS] = { "auto", "1", "2", "3", "4" };
 
@@ -156,7 +156,7 @@ static void blend_to(tensor y, tensor x, tensor v, double p, double q)
 /* y = p x; y may be x. */
 static void scale_to(tensor y, tensor x, double p) { blend_to(y, x, x, p, 0); }
 
-/* Like torch's clamp, a number that is not one stays; check_finite looks before and after. */
+/* As in torch's clamp a NaN stays; check_finite looks before and after. */
 static void clamp(tensor x, real low, real high)
 {
     for (int64_t i = 0; i < tensor_count(x) && x.data; i++)
@@ -327,10 +327,13 @@ static int64_t stride(const scheduler *s) { return s->config.num_train_timesteps
 enum { WARM_UP = 12 };
 static double call_time(const scheduler *s, int64_t i)
 {
-    bool pndm = s->config.type == PNDM, skip = s->config.skip_prk_steps;
     double half = (double)(stride(s) / 2);
-    if (!pndm || skip || i >= WARM_UP)
-        return step_time(s, i - (!pndm ? 0 : skip ? i > 1 : WARM_UP - 3));
+    if (s->config.type != PNDM)
+        return step_time(s, i);
+    if (s->config.skip_prk_steps)
+        return step_time(s, i > 1 ? i - 1 : i);
+    if (i >= WARM_UP)
+        return step_time(s, i - WARM_UP + 3);
     return i % 4 == 0 ? step_time(s, i / 4) : step_time(s, i / 4 + 1) + (i % 4 < 3 ? half : 0);
 }
 
@@ -1253,7 +1256,7 @@ static void mark_asked(const run *r, const job *j, sampling *m)
  * whose colours an own small generator draws. */
 static tensor coloured_squares(arena *a, const vae_config *c)
 {
-    int64_t scale = vae_scale(c), side = (64 < c->tile_sample_min_size ? 64 : c->tile_sample_min_size) / scale * scale;
+    int64_t scale = vae_scale(c), side = lesser(64, c->tile_sample_min_size) / scale * scale;
     tensor x = tensor_new(a, SHAPE(c->mini_batch_encoder, side, side, 3));
     for (int64_t i = 0; i < tensor_count(x) && x.data; i++) {
         int64_t colour = i % 3, column = i / 3 % side / scale, row = i / 3 / side % side / scale;
@@ -1685,9 +1688,6 @@ static pyramid pyramid_of(const film *v, int64_t t)
     return p;
 }
 
-/* i, or the nearest of 0 .. n - 1: what lies beyond an edge is as the edge. */
-static int64_t within(int64_t i, int64_t n) { return i < 0 ? 0 : i < n ? i : n - 1; }
-
 /* Euclidean. Not hypot, whose last digit differs from one libm to the next; sqrt is exact everywhere. */
 static double length(double x, double y) { return sqrt(x * x + y * y); }
 
@@ -1771,7 +1771,7 @@ static double median(double *list, int64_t count)
  * fence says much of one and nothing of the other. */
 static double global_shift(const pyramid *a, const pyramid *b, double move[2])
 {
-    int64_t across = (a->at->w + BLOCK - 1) / BLOCK, blocks = across * ((a->at->h + BLOCK - 1) / BLOCK);
+    int64_t across = divide_up(a->at->w, BLOCK), blocks = across * divide_up(a->at->h, BLOCK);
     double (*shifts)[2] = allocate((size_t)blocks, sizeof *shifts), *list = allocate((size_t)blocks, sizeof *list);
     double beside[2], outside = 0;
     for (int64_t i = 0; i < blocks; i++)
@@ -1998,7 +1998,7 @@ static double off_course(const looks *list, int64_t t, int64_t from, int64_t fra
  * clip: 24 frames, or all of a shorter one. */
 static merit score_run(const looks *list, int64_t last, int64_t keys, int64_t frames)
 {
-    int64_t first = last - keys + 1, second = frames < SECOND ? 0 : frames - SECOND;
+    int64_t first = last - keys + 1, second = greater(frames - SECOND, 0);
     looks usual = mean_looks(list, second, frames), mean = mean_looks(list, first, last + 1);
     merit m = { .lost = 0.5 * (double)(frames - 1 - last) / SECOND, .last = last };
     double size = 1 + length(usual.move[0], usual.move[1]), n = (double)keys;
@@ -2017,7 +2017,7 @@ static merit score_run(const looks *list, int64_t last, int64_t keys, int64_t fr
  * where `tell`, so that a user who would choose otherwise can give --key. */
 static int64_t choose_keys(const film *v, int64_t keys, bool tell)
 {
-    int64_t first = v->frames - SECOND < keys - 1 ? keys - 1 : v->frames - SECOND;
+    int64_t first = greater(v->frames - SECOND, keys - 1);
     looks *list = look_at(v);
     merit best = { .score = -INFINITY };
     if (tell)
@@ -2065,7 +2065,7 @@ static result flow_generate(const run *r, const job *j)
  * the pictures point into v, which does not move. CLIP sees the first of them. */
 static void take_keys(const run *r, job *part, film *v)
 {
-    int64_t keys = v->frames < MAX_GIVEN ? v->frames : MAX_GIVEN, first = part->key_first, last = part->key_last;
+    int64_t keys = lesser(v->frames, MAX_GIVEN), first = part->key_first, last = part->key_last;
     if (part->key) {
         frames_resolve("--key", v->frames, &first, &last);
         keys = last - first + 1;
@@ -2404,11 +2404,7 @@ static run_plan plan(const job *j, flow *f)
     return p;
 }
 
-/* One line, for `info` and at the beginning of a run; "-o -" and an unknown system leave out what they do not know:
- *
- *     plan: a run of 128 x 128, 24 frames, with one picture: 43.1 MB of activations (24640 MB free), 3.2 MB of
- *     convolution weights put in order, 12.4 MB of weights mapped from disk; 0.6 MB to write; about 4.2 s on 1 thread
- */
+/* One line, for `info` and at the beginning of a run; "-o -" and an unknown system leave out what they do not know. */
 static void print_plan(FILE *to, const job *j, const run_plan *p)
 {
     const film *v = &p->out.clip;
@@ -2727,7 +2723,7 @@ static void check_model(const job *j)
 static const char *const fp8_words[] = { "lite", "strong", "extreme" };     /* from FP8_LITE on */
 
 /* Says what the options that are off by default change, a line each: that they were understood, and how much they reach
- * (an update may fit no layer, a picture be smaller than a tile). (TeaCache: end_sampling.) */
+ * (an update may fit no layer, a picture be smaller than a tile). (TeaCache: denoise.) */
 static void report_changes(const job *j)
 {
     long long calls = j->steps - j->enhance_start - j->enhance_end;
@@ -3150,7 +3146,7 @@ static void draw_given(tour *t, string *p, st_entry e)
         print_to(p, mask[i * t->j->height * t->j->width] ? "&#9633;" : "&#9632;");
         if (given)
             put_figure(&t->drawn[F_GIVEN], image_resize(*given, given->w, given->h), i ? NULL : t,
-                       text_of("frame %lld, given", ll(i)));
+                       text_of("frame %lld, given%s", ll(i), i ? "" : "; the box is section 6's patch"));
     }
 }
 
@@ -3185,7 +3181,7 @@ static void draw_channels(tour *t, string *p, st_entry e)
  */
 static void draw_step(tour *t, string *p, st_entry e)
 {
-    int64_t count = t->h * t->w * t->z, every = (t->s.calls + SHOWN - 1) / SHOWN;
+    int64_t count = t->h * t->w * t->z, every = divide_up(t->s.calls, SHOWN);
     const real *middle = (const real *)e.data + t->frames / 2 * count;
     if (!strcmp(e.name, "input")) {
         t->input = middle;
@@ -3323,10 +3319,10 @@ static void draw_rows(tour *t, string *p, st_entry e)
     static const char *const names[3] = { "negative", "positive", "guided" };
     const double by[4] = { 0, 1, t->j->cfg, t->j->cfg };
     int64_t area = t->h * t->w, z = t->z, count = t->frames * area * z, middle = t->frames / 2 * area * z;
-    tensor out = { (real *)e.data, 5, { t->rows, t->frames, t->h, t->w, e.shape.dim[4] } }, row[4];
+    tensor out = tensor_of((real *)e.data, e.shape), row[4];
     real *all = allocate((size_t)(4 * count), sizeof *all), *added = all + 3 * count + middle;
     for (int k = 0; k < 4; k++) {
-        row[k] = (tensor){ all + k * count, 4, { t->frames, t->h, t->w, z } };
+        row[k] = tensor_of(all + k * count, SHAPE(t->frames, t->h, t->w, z));
         guide(row[k], out, by[k]);
     }
     blend_to(row[3], row[3], row[0], 1, -1);    /* [F][h][w][Z] cfg (pos - neg) */
@@ -3354,7 +3350,7 @@ static void draw_sublayer(tour *t, string *p, st_entry e)
     int64_t count = (int64_t)shape_count(e.shape) / t->rows;
     if (ends_with(e.name, ".attn1"))
         print_to(p, "%5d", t->block);       /* the first of the row */
-    print_to(p, " %8.3f", rms((const real *)e.data + (t->rows - 1) * count, count));
+    print_to(p, " %7.3f", rms((const real *)e.data + (t->rows - 1) * count, count));
 }
 
 /* The stream behind a block ends its row, with the skips as arcs, which lie in one another as brackets do: from each of
@@ -3364,7 +3360,7 @@ static void draw_stream(tour *t, string *p, st_entry e)
 {
     int64_t far = t->layers - 1 - t->block, arcs = t->layers / 2 - 1, depth = t->block < far ? t->block : far;
     draw_sublayer(t, p, e);
-    print_to(p, "   ");
+    print_to(p, " ");
     for (int64_t i = 0; i < depth; i++)
         print_to(p, "&#9474;");     /* an arc on its way */
     print_to(p, "%s\n", depth == arcs ? "" : t->block < far ? "&#9582;" : "&#9583;");       /* its ends */
@@ -3440,7 +3436,7 @@ static const struct {
     { "*.block.*", S_BLOCKS, CLOSE_CALL, draw_stream, F_BLOCKS },       /* [B][N][D] the stream behind the block */
     { "*.norm_out", S_GUIDANCE, EVERY_CALL, NULL, 0 },
     { "step.*.out", S_GUIDANCE, EVERY_CALL, draw_rows, F_ROWS },        /* [B][F][h][w][2 Z] */
-    { "step.*.pred", S_STEPS, EVERY_CALL, draw_step, F_STEPS },         /* [F][h][w][Z] guided */
+    { "step.*.pred", S_GUIDANCE, EVERY_CALL, draw_step, F_STEPS },         /* [F][h][w][Z] guided */
     { "vae.dec.conv_in.*", S_DECODING, EVERY_CALL, draw_slice, F_SLICES },
     { "vae.dec.out.*", S_DECODING, EVERY_CALL, draw_slice, F_SLICES },
     { "[vdf]*", S_DECODING, EVERY_CALL, NULL, 0 },                      /* vae.*, decoded, video, frames */
@@ -3510,7 +3506,7 @@ static tour tour_of(const job *j)
         .s = sched_new(&none, j->sched, j->steps, SHAPE(1)),
     };
     print_to(&t.drawn[F_CALLS], "call         t    alpha     beta    clean guidance\n");
-    print_to(&t.drawn[F_BLOCKS], "block    attn1    attn2     clip       ff   stream   skips\n");
+    print_to(&t.drawn[F_BLOCKS], "block   attn1   attn2    clip      ff  stream skips\n");
     print_to(&t.drawn[F_SLICES], "slice   latent frames seen   frames made\n");
     return t;
 }
@@ -3537,7 +3533,7 @@ static const char page_head[] =
     "h1, h2, h3, nav, dl, label, figcaption { font-family: system-ui, sans-serif; line-height: 1.4 }\n"
     "h3, small, label, code { font-size: .82rem } dt, small, figcaption { font-weight: normal; opacity: .75 }\n"
     "pre, dl { padding: .9rem 1rem; border-radius: 6px; background: #8882; font-size: .86rem;\n"
-    "  overflow-wrap: anywhere; white-space: pre-wrap } .table, .wide { font: .8rem/1.2 monospace }\n"
+    "  overflow-wrap: anywhere; white-space: pre-wrap } .table, .wide { font: min(.8rem, 2.7vw)/1.2 monospace }\n"
     "dl { display: grid; grid-template-columns: 4.5rem 1fr; gap: .3rem .8rem } dd, figure { margin: 0; min-width: 0 }\n"
     ".table { max-height: 22rem; overflow: auto; white-space: pre } img { display: block; width: 100%; height: auto }\n"
     "img { image-rendering: pixelated } .photo img { image-rendering: auto } figcaption { font-size: .72rem }\n"
@@ -3598,10 +3594,11 @@ static const struct {
       "[`numbers`] &rarr; [`D`]; angles [`gh`][`gw`][`head`/2]; table [`F`][`D`]; tokens [`N`][`D`]", {
       { "To the blocks a clip is a heap of `N` tokens, so each is told where it is and when, and all are told how "
         "noisy the clip is, by one trick: a number becomes many waves, fast ones that tell neighbours apart and slow "
-        "ones that tell far from near. Of the timestep's two layers make `D` numbers that shift what attention sees.",
-        F_WAVES, "wide" },
+        "ones that tell far from near. Two layers make of the timestep's waves `D` numbers that shift what attention "
+        "sees.", F_WAVES, "wide" },
       { "The place in a frame turns queries and keys, pair of numbers by pair, by angles that grow with x or with y: "
-        "cosines of some pairs, and what turning alone would do for the marked patch if all tokens were alike.",
+        "cosines of some pairs, of which slow ones hardly turn in a frame and stay red, and what turning alone "
+        "would do for the marked patch if all tokens were alike.",
         F_ROTARY, "grid" },
       { "The latent frame: every block adds a row of this table to all tokens of a frame.", F_TIMES, "wide" } } },
     { "One patch looks around", "attend in dit.c; attention in tensor.c",
@@ -3757,8 +3754,7 @@ static void command_tour(job *j)
         die(BAD_INPUT, "--output: got %s, expected NAME.html, or - for standard output", path);
     if (strcmp(path, "-"))
         output_check(path);
-    if (!j->hooks)
-        j->hooks = allocate(1, sizeof *j->hooks);
+    j->hooks = &j->watch;
     tour *t = j->hooks->looker = allocate(1, sizeof *t);
     j->hooks->look = tour_look;
     j->out = NULL;              /* no frames are written */
@@ -3788,18 +3784,10 @@ static void command_tour(job *j)
  * Opens a model as a run would, so that whatever a run would refuse is refused here, and prints on standard output what
  * the configuration says, which of its fields nothing reads, the files, and the memory of a planned run. With -v every
  * tensor. What is printed is what was read, after defaults: a field that the JSON leaves out shows with its value, and
- * one that nothing here reads is named, since a model that depends on it would not be what it seems:
- *
- *     vae: channels 16 32 48 48, 1 layers a block, 8 norm groups, 16 latent channels, 1/8 in space, ...
- *       not read: _class_name _diffusers_version num_attention_heads upcast_vae (weights/ruyi-tiny/vae/config.json)
- *       weights/ruyi-tiny/vae/diffusion_pytorch_model.safetensors: 148 tensors, 1.512 M parameters, 3.0 MB
+ * one that nothing here reads is named, since a model that depends on it would not be what it seems.
  */
 
-/* Of every file its totals, after its tensors, where `list`. Megabytes are 10^6 bytes, as everywhere.
- *
- *       F32      [16, 1, 16, 16]  latents
- *       l.safetensors: 1 tensors, 0.004 M parameters, 0.0 MB
- */
+/* Of every file its totals, after its tensors, where `list`. Megabytes are 10^6 bytes, as everywhere. */
 static void print_weights(const weights *w, bool list)
 {
     for (int i = 0; i < w->nfiles; i++) {
@@ -3811,7 +3799,7 @@ static void print_weights(const weights *w, bool list)
                 continue;
             printf("  %-8s [", dtype_name[t->type]);
             for (int k = 0; k < t->ndim; k++)
-                printf("%s%" PRId64, k ? ", " : "", t->dim[k]);
+                printf("%s%lld", k ? ", " : "", ll(t->dim[k]));
             printf("]  %s\n", t->name);
         }
         printf("  %s: %lld tensors, %.3f M parameters, %.1f MB\n", f->path, ll(f->count), (double)count / 1e6,
@@ -3828,17 +3816,17 @@ static void print_weights(const weights *w, bool list)
 static void info_vae(const job *j)
 {
     static const char *const modes[] = { "cache_compression", "slice_compression", "slice_mag", "none" };
-    static const char *const attentions[] = { "3d", "spatial", "temporal", "spatial_temporal" };
     const vae_config *c = vae_settings(j->vae);
     printf("vae: channels");
     for (int64_t i = 0; i < c->levels; i++)
         printf(" %lld", ll(c->channels[i]));
+    bool attends = c->mid_block_use_attention && c->layers_per_block > 1;
     printf(", %lld layers a block, %lld norm groups%s, %lld latent channels, 1/%lld in space, slices %s of %lld frames "
            "/ %lld latent frames, mid attention %s, scaling_factor %g%s\n", ll(c->layers_per_block),
            ll(c->norm_num_groups), c->spatial_group_norm ? " per frame" : "", ll(c->latent_channels),
            ll(vae_scale(c)), modes[c->mode], ll(c->mini_batch_encoder), ll(c->mini_batch_decoder),
-           c->mid_block_use_attention && c->layers_per_block > 1 ? attentions[c->mid_block_attention_type] : "none",
-           c->scaling_factor, c->tile_encoder || c->tile_decoder ? ", tiles" : "");
+           attends ? attention_words[c->mid_block_attention_type] : "none", c->scaling_factor,
+           c->tile_encoder || c->tile_decoder ? ", tiles" : "");
     config_print_unread(c->file);
     print_weights(vae_weights(j->vae), j->verbose);
 }
@@ -4148,7 +4136,9 @@ typedef struct option {
 
 static void *field(job *j, const option *o) { return (char *)j + o->at; }
 static void read_text(job *j, const option *o, const char *text) { *(const char **)field(j, o) = text; }
-static void read_flag(job *j, const option *o, const char *text) { *(bool *)field(j, o) = !*text; }
+static void read_flag(job *j, const option *o, const char *text) { *(bool *)field(j, o) = text != NULL; }
+
+#define DECIMAL "+-.0123456789eE"
 
 /* The number that a text of these letters is; NAN: it is none. A point is the separator in every locale, since main
  * sets none. A double holds every whole number that an option may be but the seed. */
@@ -4171,7 +4161,7 @@ static int64_t whole_of(const option *o, const char *text, double least, double 
 /* A million is far beyond what any option is for, and float32 overflows in the middle of a run when it is much more. */
 static double decimal_of(const option *o, const char *text)
 {
-    double x = parse_number(text, "+-.0123456789eE");
+    double x = parse_number(text, DECIMAL);
     NEED(fabs(x) <= 1e6, "--%s: got %s, expected a number from -1e6 to 1e6", o->name, text);
     return x;
 }
@@ -4324,13 +4314,11 @@ static int next_place(const option *o, int *count, int most)
 static void read_lora(job *j, const option *o, const char *text)
 {
     const char *colon = strrchr(text, ':');
-    char *end = NULL;
-    double scale = colon && colon[1] ? strtod(colon + 1, &end) : 1;
-    bool weighted = end && !*end && fabs(scale) <= 1e6;
+    bool weighted = colon && !isnan(parse_number(colon + 1, DECIMAL));
     char *path = text_of("%.*s", weighted ? (int)(colon - text) : INT_MAX, text);
     int place = next_place(o, &j->nloras, MAX_FILES);
+    j->lora_scales[place] = weighted ? decimal_of(o, colon + 1) : 1;
     j->loras[place] = safetensors_open(path);
-    j->lora_scales[place] = weighted ? scale : 1;
     free(path);
 }
 
@@ -4493,9 +4481,9 @@ static void print_help(void)
 {
     printf("ruyi %s - pictures to a 24 fps clip, in plain C (%s)\n\n", RUYI_VERSION,
            sizeof(real) == sizeof(float) ? "float32" : "float64");
-    for (int i = 0; i < COMMANDS; i++)
-        printf("  ruyi %-7s %-*s  %s\n", i == GENERATE ? "[generate]" : command_rows[i].name, i == GENERATE ? 45 : 48,
-               command_rows[i].usage, command_rows[i].help);
+    printf("  ruyi [generate] %-45s  %s\n", command_rows[GENERATE].usage, command_rows[GENERATE].help);
+    for (int i = GENERATE + 1; i < COMMANDS; i++)
+        printf("  ruyi %-7s %-48s  %s\n", command_rows[i].name, command_rows[i].usage, command_rows[i].help);
     printf("\nOptions\n");
     for (const option *o = options; o < options + OPTIONS; o++) {
         const char letter[] = { '-', o->letter, ',', 0 };
@@ -4601,6 +4589,8 @@ static void check_options(const job *j)
     NEED(!saves || j->starts, "--image: got no picture, expected at least one; give it with -i");
     NEED(j->command == INFO || !j->keep_colour || j->starts, "--keep-colour: got no start picture, expected one to "
          "take the colours from; give it with -i");
+    NEED(h->truth || !(RUNS & FOR(j->command)) || (!j->class && !j->json), "%s: got no --check, whose verdict it is "
+         "for; give --check PATH", j->class ? "--class" : "--json");
     NEED(!j->key || j->times == 1 || (j->key_first < 0 && j->key_last < 0), "--key: got places from the start, "
          "expected some from the end with --times, as in -5..");
 }

@@ -117,7 +117,7 @@ _Noreturn void die(int code, const char *format, ...) PRINTF(2, 3);
 #define NEED(condition, ...) ((condition) ? (void)0 : die(BAD_INPUT, __VA_ARGS__))
 #define MUST(condition, ...) ((condition) ? (void)0 : die(SYSTEM_ERROR, __VA_ARGS__))
 void *allocate(size_t count, size_t size);          /* zeroed; dies with SYSTEM_ERROR when there is no memory */
-/* A C string that grows at its end; starts as {0}, and `text` is to be freed. */
+/* A C string that grows at its end; starts as { 0 }, and `text` is to be freed. */
 typedef struct { char *text; size_t length, room; } string;
 void print_to(string *s, const char *format, ...) PRINTF(2, 3);
 char *text_of(const char *format, ...) PRINTF(1, 2);/* a new string */
@@ -133,7 +133,7 @@ typedef struct { const char *text, *end; } json;
 enum { REASON = 512 };                              /* room for a parser's reason */
 bool json_check(const char *text, size_t size, bool minus_infinity, json *root, char reason[REASON]);
 json json_member(json object, const char *name);    /* the last member of that name, as Python's json keeps it */
-bool json_next(json container, json *cursor, json *name, json *value);  /* *cursor starts as {0} */
+bool json_next(json container, json *cursor, json *name, json *value);  /* *cursor starts as { 0 } */
 char json_kind(json value);                         /* one of { [ " 0 t f n, or 0 when absent */
 double json_number(json value);
 char *json_string(json value);                      /* decoded to UTF-8, a new string */
@@ -304,6 +304,7 @@ size_t arena_mark_high(const arena *a);
 void arena_reset_high(arena *a, size_t mark);
 void *arena_alloc(arena *a, size_t count, size_t size);     /* 64-byte aligned; NULL while planning */
 
+tensor tensor_of(real *data, shape s);
 tensor tensor_new(arena *a, shape s);
 tensor tensor_new_high(arena *a, shape s);          /* from the high end: survives arena_reset */
 tensor tensor_view(tensor x, shape s);              /* the same elements in another shape */
@@ -355,9 +356,11 @@ void activate(tensor x, activation f);
 void add(tensor y, tensor x);                       /* y += x */
 void gate_gelu(tensor y, tensor x);                 /* y [M][D] = a * gelu_erf(b), x [M][2 D] = [a, b] */
 
-/* fmin and fmax of whole numbers. */
+/* Of whole numbers: fmin, fmax, and the quotient rounded up; the nearest of 0 .. n - 1, as if an edge went on. */
 static inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t within(int64_t i, int64_t n) { return i < 0 ? 0 : i < n ? i : n - 1; }
 
 static inline double bits_double(uint64_t bits) { double d; memcpy(&d, &bits, sizeof d); return d; }
 static inline uint64_t double_bits(double d) { uint64_t bits; memcpy(&bits, &d, sizeof bits); return bits; }
@@ -381,6 +384,7 @@ typedef struct {
 void generator_seed(generator *g, rng device, uint64_t seed);
 void generator_randn(generator *g, float *out, int64_t count);
 
+int64_t ruyi_threads(void);
 double burn_peak(arena *a);                         /* register-only multiply-adds; returns their operations */
 
 /* The textbook loops: the definition of every sum. The kernels above must give the same bits (tests/unit.c). */
@@ -395,6 +399,7 @@ void attention_plain(real *y, const real *q, const real *k, const real *v, int64
 enum { MAX_LEVELS = 8 };
 typedef enum { SLICE_CACHE, SLICE_COMPRESSION, SLICE_MAG, SLICE_NONE } slice_mode;
 typedef enum { ATTEND_3D, ATTEND_SPATIAL, ATTEND_TEMPORAL, ATTEND_SPATIAL_TEMPORAL } mid_attention;
+extern const char *const attention_words[4];         /* the configuration's words for them */
 
 typedef struct {                /* vae/config.json */
     config file;
@@ -447,6 +452,8 @@ image clip_preprocess(const clip_config *c, image picture);         /* resized a
 /* the picture as clip_preprocess leaves it -> the last layer's tokens but the class token [patches][hidden_size] */
 tensor clip_encode(const run *r, const clip *c, image crop);
 
+/* Frames in the time table: PositionalEncoding(max_len=512) in attention.py of the public code. */
+enum { TIME_ROWS = 512 };
 typedef struct {                /* transformer/config.json */
     config file;
     int64_t num_attention_heads, attention_head_dim, hidden_size, num_layers, inner;    /* inner: of the feed-forward */
@@ -489,7 +496,7 @@ typedef struct {
 typedef struct { bool enabled; double weight; int64_t skip_start, skip_end, steps; } enhance;
 
 /* latents [F][h][w][Z], inpaint [F][h][w][2 Z] at timestep t -> [B][F][h][w][out_channels]. see_image: the positive row
- * sees c.image, otherwise all rows c.padding. call: the index, for dump names. tea, eav NULL: off. */
+ * sees c.image, otherwise all rows c.padding. call: the index, for dump names. */
 tensor dit_forward(const run *r, const dit *d, const dit_condition *c, tensor latents, tensor inpaint, double t,
                    bool see_image, int64_t call, tea_cache *tea, const enhance *eav);
 /* Whether a call looks at latents and inpaint: no stage that is given comes between. */
@@ -509,7 +516,7 @@ typedef struct {                /* scheduler/scheduler_config.json, as the class
     sched_type type;
     int64_t num_train_timesteps, steps_offset;
     double beta_start, beta_end;
-    const char *beta_schedule;  /* linear, scaled_linear, squaredcos_cap_v2, trained */
+    const char *beta_schedule;  /* linear, scaled_linear, squaredcos_cap_v2 */
     double *trained_betas;
     prediction prediction_type;
     spacing timestep_spacing;
@@ -536,6 +543,5 @@ void progress(const run *r, const char *stage, int64_t done, int64_t total);
 /* The VAE's next slice, in the order of computing: taken from the checkpoint where that has it, or put into it. */
 bool slice_restored(const run *r, tensor out);
 void slice_save(const run *r, tensor out);
-int64_t ruyi_threads(void);
 
 #endif

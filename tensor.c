@@ -14,7 +14,8 @@
  *     random          generator_seed, generator_randn                torch.Generator, torch.randn of CPU and GPU
  *
  * Interface (ruyi.h; all else is static): an operation takes the arena, its output y, its inputs and a layer; checks
- * their shapes; takes scratch; computes where there are data (none while planning); gives the scratch back.
+ * their shapes; takes scratch; computes where there are data (none while planning); gives the scratch back (before it
+ * computes, where nothing else can be taken meanwhile).
  *
  * Invariants. Every sum has one order:
  *     linear, conv   acc = bias; for each 256 consecutive k: s = 0; s = fma(x, w, s) in order; acc = acc + s
@@ -70,8 +71,7 @@ enum {
     SMALL = 1 << 15,            /* elements that one thread does alone */
 };
 
-/* Small arithmetic. fma_real is fmaf or fma, whichever rounds to `real`: C's generic name would need <tgmath.h>. */
-static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+/* fma_real is fmaf or fma, whichever rounds to `real`: C's generic name would need <tgmath.h>. */
 static real fma_real(real a, real b, real c) { return _Generic(c, float: fmaf, double: fma)(a, b, c); }
 
 /* ---------------------------------------------------------------- arena
@@ -128,7 +128,7 @@ static size_t padded(size_t count, size_t size)
 }
 
 /* Counts bytes in at one end; the caller computes the address. While planning a full arena means that the address space
- * is; afterwards it means that the two passes took different ways, which is a bug. */
+ * is full, too; afterwards it means that the two passes took different ways, which is a bug. */
 static void take(arena *a, size_t *end, size_t bytes)
 {
     if (bytes > a->size - a->low - a->high)
@@ -157,7 +157,7 @@ void *arena_alloc(arena *a, size_t count, size_t size)
  */
 
 /* A view of that shape on those elements. */
-static tensor tensor_of(real *data, shape s)
+tensor tensor_of(real *data, shape s)
 {
     tensor x = { .data = data, .ndim = s.ndim };
     memcpy(x.dim, s.dim, sizeof x.dim);
@@ -715,7 +715,7 @@ static void weight_prefetch(weight w, int64_t at, int64_t count)
 }
 
 /* One group and chunk: W[n + i][first + k] to its place [k][i], so that a tile reads it from end to end, NR numbers for
- * every k. Columns beyond n1 are zero. wide: WIDE. */
+ * every k. wide: WIDE. */
 static void pack_group(const product *p, const panel *w, int64_t n, int64_t first, real *wide)
 {
     int width = group_width(w, n);
@@ -858,7 +858,7 @@ tensor linear(arena *a, tensor x, layer l)
  * Formula: y[t][y][x][o] = b[o] + sum over dt, dy, dx, c in order of
  *                          x[st t + dt - front][sy y + dy - pad][sx x + dx - pad][c] w[o][dt][dy][dx][c]
  * Method:  the product y = x W^T, k = (dt, dy, dx, c). No padded copy of the input is made and no matrix of
- *          neighbourhoods: a row of the left operand is found pixel by pixel (conv_pixel), with zeros or other frames
+ *          neighbourhoods: a row of the left operand is found pixel by pixel (conv_line), with zeros or other frames
  *          where it leaves the video. Nearest-neighbour enlarging before a convolution (up = 2) is a division of the
  *          coordinates in the same place.
  * Accuracy: conv_plain's bits.
@@ -870,12 +870,7 @@ tensor linear(arena *a, tensor x, layer l)
  *     pixel     000   001   002   010  ..  022     100    ..      3 * 3 * 3 pixels of C numbers each
  *
  * so that what lies side by side in memory (the channels, and with stride 1 the pixels of a line) is side by side in k.
- *
- * Frames that a kernel of 3 sees in front of frame 0, by mode (C are frames that the slice before has left):
- *
- *     PAD_REPLICATE, PAD_CACHE_FIRST   0 0 | 0 1 2 3        output t sees t-2 .. t
- *     PAD_CACHE_NEXT                   C C | 0 1 2 3        output t sees t-2 .. t
- *     PAD_SINGLE, PAD_SLICE              . | 0 1 2 3 | .    output t sees t-1 .. t+1, zeros at both ends
+ * What stands in front of frame 0, by pad_mode, is drawn in vae.c (slices).
  */
 
 /* What a convolution reads: x [T][H][W][C] and its output's size. */
@@ -990,8 +985,7 @@ static void conv_remember(const conv_rows *c)
         memmove(c->s.cache->data + i * frame, conv_line(&plain, c->in[0] - 2 + i, 0), (size_t)frame * sizeof(real));
 }
 
-/* y [T'][H'][W'][Cout] from x [T][H][W][Cin] and weight [Cout][taps][Cin]. y must not overlap x. CausalConv3d of the
- * public VAE, and with a kernel of 1 x p x p the patch embeddings. */
+/* CausalConv3d of the public VAE, and with a kernel of 1 x p x p the patch embeddings. y must not overlap x. */
 void conv(arena *a, tensor y, tensor x, conv_spec s, layer l)
 {
     weight w = l.weight;
@@ -1192,8 +1186,7 @@ static void attention_block(const attention_task *t, int64_t first, int64_t coun
             t->y[(first + i) * t->stride + d] = s.o[(i / NR * t->head + d) * NR + i % NR] / s.sum[i];
 }
 
-/* y = softmax(q k^T / sqrt(head)) v for each of `sequences` stacked sequences and each head.
- * q, y [sequences * nq][heads * head]; k, v [sequences * nk][heads * head]. F.scaled_dot_product_attention. */
+/* F.scaled_dot_product_attention of sequences that stand one behind the other, in each head. */
 void attention(arena *a, tensor y, tensor q, tensor k, tensor v, int64_t sequences, int64_t heads)
 {
     int64_t width = q.dim[1], head = width / heads, nq = q.dim[0] / sequences, nk = k.dim[0] / sequences;
@@ -1385,7 +1378,7 @@ void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, laye
     const real *scale = weight_vector(a, l.weight), *shift = weight_vector(a, l.bias);
     int64_t span_rows = span * x.dim[1], n = x.dim[0] / span * g.channels;
     g.sums = arena_alloc(a, (size_t)(g.rows * groups), sizeof(double));
-    double *mean = arena_alloc(a, (size_t)n, sizeof(double)), *variance = arena_alloc(a, (size_t)n, sizeof(double));
+    double *mean = arena_alloc(a, (size_t)n, sizeof(double)), *inverse = arena_alloc(a, (size_t)n, sizeof(double));
     arena_reset(a, mark);
     if (!x.data)
         return;
@@ -1398,19 +1391,19 @@ void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, laye
     PARALLEL_FOR_EVEN                           /* second pass: sums of centred squares, then 1 / deviation */
     for (int64_t row = 0; row < g.rows; row++)
         group_row(&g, row, mean + row / span_rows * g.channels, true);
-    group_gather(&g, span_rows, variance);
+    group_gather(&g, span_rows, inverse);       /* the variance */
     for (int64_t i = 0; i < n; i++)
-        variance[i] = 1 / sqrt(variance[i] + 1e-6);
+        inverse[i] = 1 / sqrt(inverse[i] + 1e-6);
     PARALLEL_FOR_EVEN
     for (int64_t row = 0; row < g.rows; row++) {
         int64_t at = row / span_rows * g.channels;
-        group_apply(&g, y.data, row, mean + at, variance + at, scale, shift, silu);
+        group_apply(&g, y.data, row, mean + at, inverse + at, scale, shift, silu);
     }
 }
 
 /* Turns adjacent pairs (2i, 2i + 1) of one head, not halves (i, head / 2 + i) as many other models do, by the angles
- *     whose cosine and sine table[i] holds: (p, q) becomes (p cos - q sin, q cos + p sin). In double; one rounding.
- *     apply_rotary_emb of diffusers.
+ * whose cosine and sine table[i] holds: (p, q) becomes (p cos - q sin, q cos + p sin). In double; one rounding.
+ * apply_rotary_emb of diffusers.
  * q times -sin is added, not q sin subtracted: from alternating - and + GCC 12 makes vfmaddsub, which rounds otherwise,
  * -ffp-contract=off or not. */
 static void rotate(real *x, int64_t head, const double *table)
@@ -1422,11 +1415,9 @@ static void rotate(real *x, int64_t head, const double *table)
     }
 }
 
-/* x [N][heads * head], in place: LayerNorm over each head, then rotary turning of row n by table[n mod period]
- * [head / 2][cos, sin]; no table: no turning. The norm bounds q k, whatever the weights are; the turning makes it
- * depend on how far two places lie apart, since turning both by the same angle leaves their product as it was. The
- * period is one frame's tokens: time does not turn. norm_q, norm_k, apply_rotary_emb of the public attention
- * processors. */
+/* In place. The norm bounds q k, whatever the weights are; the turning makes it depend on how far two places lie apart,
+ * since turning both by the same angle leaves their product as it was. The period is one frame's tokens: time does not
+ * turn. norm_q, norm_k, apply_rotary_emb of the public attention processors. */
 void head_norm_rotary(arena *a, tensor x, int64_t heads, layer l, double eps, const double *table, int64_t period)
 {
     size_t mark = arena_mark(a);

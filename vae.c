@@ -27,7 +27,8 @@
  * model, not knobs. What lies in front of a slice is the business of the convolutions' padding mode.
  *
  * Invariants: a slice's activations live above `floor` in the arena; every step returns one tensor there and frees
- * the one before. At most three tensors are alive at a time beside the weights: the stream, and a residual block's two.
+ * the one before. Beside the weights at most four are alive at a time (of a residual block that widens: x, shortcut, y
+ * and z), and five small ones in the mid block's attention.
  *
  * Interface (ruyi.h): vae_open, vae_encode, vae_decode; the lengths and tiles that they imply. Reading order:
  * vae_encode, code, code_slice, run_level, residual, causal_conv; then slice_next with its table; then code_tiles.
@@ -189,12 +190,13 @@ static slice_mode read_slice_mode(config f)
     return cache ? SLICE_CACHE : compression ? SLICE_COMPRESSION : mag ? SLICE_MAG : SLICE_NONE;
 }
 
+const char *const attention_words[] = { "3d", "spatial", "temporal", "spatial_temporal" };
+
 /* The whole file. mini_batch_encoder and mini_batch_decoder are the lengths of slices in frames and in latent frames;
  * the pipeline also takes its ratio of frames to latent frames from them. tile_latent_min_size is int(sample size /
  * scale). What --vae-tiling says replaces the file's tiles. */
 static vae_config read_config(const char *folder, vae_tiling tiles)
 {
-    static const char *const attentions[] = { "3d", "spatial", "temporal", "spatial_temporal" };  /* as mid_attention */
     config f = config_open(folder, "config.json");
     vae_config c = {
         .file = f,
@@ -207,7 +209,8 @@ static vae_config read_config(const char *folder, vae_tiling tiles)
         .mini_batch_encoder = config_int(f, "mini_batch_encoder", 9, 1, 100000),
         .mini_batch_decoder = config_int(f, "mini_batch_decoder", 3, 1, 100000),
         .mid_block_use_attention = config_bool(f, "mid_block_use_attention", true),
-        .mid_block_attention_type = (mid_attention)config_choice(f, "mid_block_attention_type", "3d", attentions, 4),
+        .mid_block_attention_type = (mid_attention)config_choice(f, "mid_block_attention_type", "3d",
+                                                                 attention_words, 4),
         .mid_block_num_attention_heads = config_int(f, "mid_block_num_attention_heads", 1, 1, 65536),
         .spatial_group_norm = config_bool(f, "spatial_group_norm", false),
         .tile_sample_min_size = config_int(f, "tile_sample_min_size", 384, 1, 1 << 20),
@@ -277,7 +280,7 @@ static void bind_mid(weights *w, const vae_config *c, coder *k, const char *half
     k->mid_attentions = allocate((size_t)layers, sizeof *k->mid_attentions);
     for (int64_t i = 0; i + 1 < layers && c->mid_block_use_attention; i++)
         for (int j = 0; j <= pair; j++) {
-            char *at = text_of("%s.attentions.%lld%s", name, ll(i), pair ? j ? ".1" : ".0" : "");
+            char *at = text_of("%s.attentions.%lld%s", name, ll(i), !pair ? "" : j ? ".1" : ".0");
             k->mid_attentions[i][j] = (attention_weights){
                 .group_norm = bind_norm(w, n, "%s.group_norm", at),
                 .to_q = bind_linear(w, n, n, "%s.to_q", at), .to_k = bind_linear(w, n, n, "%s.to_k", at),
@@ -368,7 +371,7 @@ vae *vae_open(const char *folder, bool encoder, bool decoder, vae_tiling tiles, 
 /* Frames [first, first + count) of the input, and how many neighbours on either side are seen, too. */
 typedef struct { int64_t first, count, before, after; pad_mode time; } slice;
 
-/* Steps *s to the next slice of `total` frames; false after the last. Starts from {0}. */
+/* Steps *s to the next slice of `total` frames; false after the last. Starts from { 0 }. */
 static bool slice_next(const vae_config *c, bool decode, int64_t total, slice *s)
 {
     slice last = *s;
@@ -648,12 +651,8 @@ static tensor run_level(pass *p, tensor x, int64_t i)
     return (p->decode ? upsample : downsample)(p, x, l->sampler, p->c->time[p->decode][i]);
 }
 
-/* Dumps of one slice, s counted through all slices and tiles of a pass, every tensor in PyTorch's order [C][T][H][W]:
- *
- *     vae.enc.conv_in.sNN   vae.enc.down.LEVEL.sNN   vae.enc.mid.sNN   vae.enc.out.sNN
- *     vae.dec.conv_in.sNN   vae.dec.mid.sNN          vae.dec.up.LEVEL.sNN   vae.dec.out.sNN */
-
-/* The name of the slice's stage k: 0 conv_in, then the levels and mid, or mid and the levels, then out. */
+/* The name of the slice's stage k, vae.enc.down.1.s03 say: 0 conv_in, then the levels and mid, or mid and the levels,
+ * then out. Slices are counted through all tiles of a pass. */
 static const char *stage_name(pass *p, int64_t k)
 {
     int64_t i = k - 1 - p->decode, levels = p->c->levels;
@@ -769,7 +768,7 @@ static tensor code(const run *r, const vae *v, bool decode, tensor in, int *slic
     for (slice s = { 0 }; slice_next(c, decode, total, &s);) {
         tensor part = tensor_part(z, s.first - s.before, s.before + s.count + s.after);
         tensor result = tensor_part(out, done, slice_output(c, decode, &s));
-        bool cached = decode && c->mode == SLICE_CACHE;     /* a later slice needs this one's caches: none is kept */
+        bool cached = decode && c->mode == SLICE_CACHE;     /* not kept: its caches are needed, too */
         done += result.dim[0];
         p.time = s.time;
         p.next_cache = 0;
@@ -827,8 +826,8 @@ static tiling tiling_of(const vae_config *c, bool decode, tensor in)
     tiling g = { .size = size, .step = (int64_t)((double)size * (1 - c->tile_overlap_factor)) };
     g.extent = (int64_t)((double)out_size * c->tile_overlap_factor);
     g.limit = out_size - g.extent;
-    g.rows = (in.dim[1] + g.step - 1) / g.step;
-    g.columns = (in.dim[2] + g.step - 1) / g.step;
+    g.rows = divide_up(in.dim[1], g.step);
+    g.columns = divide_up(in.dim[2], g.step);
     return g;
 }
 

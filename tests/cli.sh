@@ -543,6 +543,10 @@ refused "--teacache x" '--teacache*x' --teacache x
 refused "--teacache 0.1,3" '--teacache*0.1,3*three' --teacache 0.1,3
 refused "--enhance-a-video for one frame" '--enhance-a-video' --enhance-a-video 1
 refused "--lora without a file" 'missing.safetensors*No such file' --lora missing.safetensors:0.5
+refused "--lora weighs a file more than a million" 'lora: got 1e7, expected a number from -1e6' --lora "$in/lora.safetensors:1e7"
+refused "--lora with a weight that is hexadecimal" 'lora.safetensors:0x1*No such file' --lora "$in/lora.safetensors:0x1"
+refused "--class without a verdict" 'class: got no --check*give --check' --class fp64
+refused "--json without a verdict" 'json: got no --check*give --check' --json
 pair other '12345678' >"$in/lora.safetensors"
 refused "--lora for no layer" 'lora.safetensors*tensor other' --lora "$in/lora.safetensors"
 many() { for i in 1 2 3 4 5 6; do printf ' %s %s' "$1" "$in/$i.ppm"; done; }

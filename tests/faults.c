@@ -146,10 +146,8 @@ static int try_fflush(FILE *stream) { return stream != stderr && hit(FLUSH) ? EO
 
 #include "../io.c"
 #include "../tensor.c"
-#define TIME_ROWS DIT_TIME_ROWS     /* dit.c and ruyi.c each have their own */
 #include "../vae.c"
 #include "../dit.c"
-#undef TIME_ROWS
 #define main ruyi_main
 #include "../ruyi.c"
 #undef main

@@ -194,10 +194,8 @@ static unsigned char *exact(const unsigned char *bytes, size_t size)
 
 #include "../../io.c"
 #include "../../tensor.c"
-#define TIME_ROWS DIT_TIME_ROWS     /* dit.c and ruyi.c each have their own */
 #include "../../vae.c"
 #include "../../dit.c"
-#undef TIME_ROWS
 #define main ruyi_main
 #include "../../ruyi.c"
 #undef main
