@@ -887,7 +887,7 @@ _Noreturn void config_refuse(config c, const char *field, const char *format, ..
     json v = json_member(c.root, field);
     NEED(v.text, "%s: %s: got nothing, %s", c.path, field, words);
     int length = (int)(v.end - v.text);
-    die(BAD_INPUT, "%s: %s: got %.*s%s, %s", c.path, field, length < 80 ? length : 80, v.text, length > 80 ? "..." : "",
+    die(BAD_INPUT, "%s: %s: got %.*s%s, %s", c.path, field, (int)lesser(length, 80), v.text, length > 80 ? "..." : "",
         words);
 }
 
@@ -1405,7 +1405,7 @@ static void load(const st_tensor *t, uint64_t first, int64_t n, double *out)
             out[i] = bits >> 63 && t->type != U64 ? -(double)~bits - 1 : (double)bits;
         }
     } else {
-        weight_row((weight){ .data = p, .type = t->type, .ndim = 2, .dim = { 1, n } }, 0, 0, n, widened);
+        weight_row(weight_of(p, t->type, SHAPE(1, n), NULL), 0, 0, n, widened);
         for (int64_t i = 0; i < n; i++)
             out[i] = (double)widened[i];
     }
@@ -1529,9 +1529,7 @@ static weight weight_view(const st_tensor *t, shape expected)
     NEED(is_computable(t->type) || (is_integer(t->type) && strncmp(last, "mask", 4) == 0),
          "%s: tensor %s: got the type %s, expected F64, F32, F16, BF16, F8_E4M3 or F8_E5M2; convert it", t->file->path,
          t->name, dtype_name[t->type]);
-    weight v = { .data = t->data, .type = t->type, .ndim = t->ndim, .key = t->name };
-    memcpy(v.dim, expected.dim, sizeof v.dim);
-    return v;
+    return weight_of(t->data, t->type, expected, t->name);
 }
 
 /* The update that file i has for the matrix [N][K] or convolution [N][K][y][x], put in front of `next`: up [N][rank],
@@ -1616,8 +1614,8 @@ static weight random_weight(shape expected, const char *key)
         x[i] = scale * ((float)(state >> 40) * 0x1p-23f - 1);
     }
     unsigned char *data = (unsigned char *)x, *turned = file_order(data, count, sizeof *x);
-    weight v = { .data = turned ? turned : data, .type = F32, .ndim = expected.ndim, .key = key };
-    memcpy(v.dim, expected.dim, sizeof v.dim);
+    weight v = weight_of(NULL, F32, expected, key);
+    v.data = turned ? turned : data;
     return v;
 }
 
@@ -1686,7 +1684,8 @@ static int64_t nonfinite(const st_tensor *t, dtype fp8)
     int64_t count = is_computable(t->type) ? (int64_t)t->count : 0, bytes = dtype_bits[t->type] / 8;
     for (int64_t i = 0; i < count; i += SPAN) {
         int64_t n = lesser(SPAN, count - i);
-        weight part = { .data = t->data + i * bytes, .type = t->type, .fp8 = fp8, .ndim = 2, .dim = { 1, n } };
+        weight part = weight_of(t->data + i * bytes, t->type, SHAPE(1, n), NULL);
+        part.fp8 = fp8;
         weight_row(part, 0, 0, n, x);
         for (int64_t k = 0; k < n; k++)
             if (!isfinite(x[k]))
@@ -1924,9 +1923,9 @@ bool y4m_parse(const y4m *head, const unsigned char *bytes, size_t size, size_t 
     bool marked = line && line - bytes >= 5 && memcmp(bytes, "FRAME", 5) == 0 && (bytes[5] == ' ' || bytes[5] == '\n');
     *out = (image){ 0 };
     EXPECT(marked, "got no line with FRAME, expected one");
-    int64_t x = head->step_x, y = head->step_y, w = head->w, h = head->h, row = x ? (w + x - 1) / x : 0;
+    int64_t x = head->step_x, y = head->step_y, w = head->w, h = head->h, row = x ? divide_up(w, x) : 0;
     size_t left = size - (size_t)(line + 1 - bytes);
-    uint64_t luma = (uint64_t)(w * h), chroma = x ? (uint64_t)(row * ((h + y - 1) / y)) : 0, all = luma + 2 * chroma;
+    uint64_t luma = (uint64_t)(w * h), chroma = x ? (uint64_t)(row * divide_up(h, y)) : 0, all = luma + 2 * chroma;
     EXPECT(all <= left, "got %zu bytes of data, expected %" PRIu64 " for %lld x %lld", left, all, ll(w), ll(h));
     const unsigned char *cb = line + 1 + luma, *cr = cb + chroma;
     *out = (image){ w, h, allocate((size_t)luma, 3) };
@@ -2131,7 +2130,7 @@ struct output {
     unsigned char *planes;      /* Y4M: one frame, Y then Cb then Cr */
 };
 
-static size_t planes_size(int64_t w, int64_t h) { return (size_t)(w * h + 2 * ((w + 1) / 2) * ((h + 1) / 2)); }
+static size_t planes_size(int64_t w, int64_t h) { return (size_t)(w * h + 2 * divide_up(w, 2) * divide_up(h, 2)); }
 
 /* "-" or NAME.y4m: one stream; NAME%04d.ppm: one file a frame, from 0 on. w, h: pixels of every frame. Whatever cannot
  * work dies here, before the hours of computing: another ending or pattern is BAD_INPUT, a place that takes no files is
@@ -2177,21 +2176,22 @@ void ppm_write(const char *path, image picture)
  * 0 to 255 in use. X begins a parameter of somebody's own; FFmpeg reads this one. */
 void output_frame(output *o, const unsigned char *rgb)
 {
-    char *text;
-    if (o->planes) {
-        int fd = o->nfiles ? o->files[0]->fd : STDOUT_FILENO;
-        text = text_of("YUV4MPEG2 W%lld H%lld F24:1 Ip A1:1 C420jpeg XCOLORRANGE=FULL\n", ll(o->w), ll(o->h));
-        y4m_planes(rgb, o->w, o->h, o->planes);
-        if (o->done++ == 0)
-            put(fd, o->path, text, strlen(text));
-        put(fd, o->path, "FRAME\n", 6);
-        put(fd, o->path, o->planes, planes_size(o->w, o->h));
-    } else {
-        text = series_name(o->path, o->nfiles);
+    if (!o->planes) {
+        char *name = series_name(o->path, o->nfiles);
         o->files = grow(o->files, (size_t)o->nfiles + 1, sizeof *o->files);
-        o->files[o->nfiles++] = ppm_put(text, o->w, o->h, rgb, true);
+        o->files[o->nfiles++] = ppm_put(name, o->w, o->h, rgb, true);
+        free(name);
+        return;
     }
-    free(text);
+    int fd = o->nfiles ? o->files[0]->fd : STDOUT_FILENO;
+    if (o->done++ == 0) {
+        char *head = text_of("YUV4MPEG2 W%lld H%lld F24:1 Ip A1:1 C420jpeg XCOLORRANGE=FULL\n", ll(o->w), ll(o->h));
+        put(fd, o->path, head, strlen(head));
+        free(head);
+    }
+    y4m_planes(rgb, o->w, o->h, o->planes);
+    put(fd, o->path, "FRAME\n", 6);
+    put(fd, o->path, o->planes, planes_size(o->w, o->h));
 }
 
 /* Gives the files their names, after all frames are written, and frees the output. Until here a failed run has changed
@@ -2215,7 +2215,7 @@ void output_close(output *o)
  * planes: Y [h][w], Cb and Cr [(h + 1)/2][(w + 1)/2]. */
 void y4m_planes(const unsigned char *rgb, int64_t w, int64_t h, unsigned char *planes)
 {
-    int64_t half_w = (w + 1) / 2, half_h = (h + 1) / 2;
+    int64_t half_w = divide_up(w, 2), half_h = divide_up(h, 2);
     unsigned char *cb = planes + w * h, *cr = cb + half_w * half_h;
     for (int64_t i = 0; i < w * h; i++)
         planes[i] = (unsigned char)((299 * rgb[3 * i] + 587 * rgb[3 * i + 1] + 114 * rgb[3 * i + 2] + 500) / 1000);
@@ -2782,19 +2782,26 @@ static void take_measures(pair *p, json floors, bool tiny)
     p->measures[p->count++] = (measure){ "bias", fabs(t->sum[ERROR]) / (sqrt(n) * length), l == 1e-7 ? l : l / 2 };
 }
 
+/* The floors that a golden file carries for a class, absent where it has none; they point into the text that is
+ * returned, to be freed. What is no JSON is BAD_INPUT, since it would set other limits silently. */
+static char *read_floors(const safetensors *file, const judge_class *c, json *floors)
+{
+    char reason[REASON];
+    json member = json_member(file->metadata, c->floors);
+    char *text = member.text ? json_string(member) : NULL;
+    *floors = (json){ 0 };
+    NEED(!text || json_check(text, strlen(text), false, floors, reason), "%s: metadata %s: %s; make the file again",
+         file->path, c->floors, reason);
+    return text;
+}
+
 /* The pass, and what it measured. Squares of doubles beyond 1e154 or below 1e-162 leave the range of doubles: then the
- * pass is made again, with all elements times the power of 2 that takes the largest to 1 (or as far as 2^1000 does).
- * Floors are those that GOLDEN's file has for the class, absent where it has none; what is no JSON is BAD_INPUT, since
- * it would set other limits silently. */
+ * pass is made again, with all elements times the power of 2 that takes the largest to 1, or as far as 2^1000
+ * does. */
 static void measure_pair(pair *p)
 {
-    const safetensors *file = p->golden->file;
-    char reason[REASON];
-    json floors = { 0 }, member = json_member(file->metadata, p->class->floors);
-    json name = json_member(file->metadata, "case");
-    char *text = member.text ? json_string(member) : NULL;
-    NEED(!text || json_check(text, strlen(text), false, &floors, reason), "%s: metadata %s: %s; make the file again",
-         file->path, p->class->floors, reason);
+    json floors, name = json_member(p->golden->file->metadata, "case");
+    char *text = read_floors(p->golden->file, p->class, &floors);
     plan_sweep(p);
     sweep(p);
     double golden2 = p->seen.sum[GOLDEN2], most = 0;

@@ -127,14 +127,12 @@ static void check_finite(tensor x, const char *stage, const weights *first, cons
         bad++;
     for (int i = 0; i < 2 && bad < count; i++) {
         const st_tensor *t = suspects[i] ? weights_nonfinite(suspects[i], &index) : NULL;
-        if (t)
-            die(BAD_INPUT, "%s/%s: %s: element %lld is not a finite number, which shows at %s; the file is damaged, "
-                "get it again%s", suspects[i]->folder, suspects[i]->stem, t->name, ll(index), stage,
-                suspects[i]->fp8 ? ", or out of the range of --fp8, choose another type" : "");
+        NEED(!t, "%s/%s: %s: element %lld is not a finite number, which shows at %s; the file is damaged, get it "
+             "again%s", suspects[i]->folder, suspects[i]->stem, t->name, ll(index), stage,
+             suspects[i]->fp8 ? ", or out of the range of --fp8, choose another type" : "");
     }
-    if (bad < count)
-        die(BAD_INPUT, "%s: element %lld is %g, expected a finite number; an input is damaged, or a guidance or the "
-            "weight of a low-rank update too large", stage, ll(bad), (double)x.data[bad]);
+    NEED(bad == count, "%s: element %lld is %g, expected a finite number; an input is damaged, or a guidance or the "
+         "weight of a low-rank update too large", stage, ll(bad), (double)x.data[bad]);
 }
 
 /* Ends a stage: x becomes what is given in its place, if anything is, is checked, and dumped in PyTorch's order. */
@@ -825,9 +823,8 @@ static void checkpoint_open(const job *j, struct checkpoint *k, double *work)
     if (!file_exists(k->path))
         return;
     k->file = safetensors_open(k->path);
-    if (!checkpoint_check(k->file, k->identity, reason))
-        die(BAD_INPUT, "%s: checkpoint: %s, expected this run's; give another --checkpoint, or remove the file",
-            k->path, reason);
+    NEED(checkpoint_check(k->file, k->identity, reason), "%s: checkpoint: %s, expected this run's; give another "
+         "--checkpoint, or remove the file", k->path, reason);
     restored(k, RAW("work", work, WORKS));
 }
 
@@ -967,9 +964,8 @@ static void json_progress(struct progress *p, const char *stage, report_line at)
             "\"seconds\":%.3f,\"seconds_a_step\":%.3f,\"seconds_left\":%.3f,\"peak_memory\":%.0f}\n", stage,
             ll(at.done), ll(at.total), 100 * at.part, 100 * at.run_part, now() - p->start, at.step, at.run_left,
             peak_memory());
-    if (fflush(p->json))
-        die(SYSTEM_ERROR, "%s: progress: got \"%s\", expected to write it; check the disk", p->json_path,
-            strerror(errno));
+    MUST(!fflush(p->json), "%s: progress: got \"%s\", expected to write it; check the disk", p->json_path,
+         strerror(errno));
 }
 
 /* Where the run is after that much work; part: the stage's share, which may be finer than done / total.
@@ -1440,8 +1436,8 @@ static void begin_sampling(const run *r, const job *j, sampling *m)
     const int64_t *dim = m->latents.dim, tokens = dim[0] * (dim[1] / d->patch_size) * (dim[2] / d->patch_size);
     m->eav = (enhance){ .enabled = j->enhance, .weight = j->enhance_weight, .skip_start = j->enhance_start,
                         .skip_end = j->enhance_end, .steps = j->steps };
-    m->tea = (tea_cache){ .threshold = j->tea_threshold, .skip_start = j->tea_start < 1 ? 1 : j->tea_start,
-                          .skip_end = j->tea_end < 1 ? 1 : j->tea_end, .steps = j->steps };
+    m->tea = (tea_cache){ .threshold = j->tea_threshold, .skip_start = greater(j->tea_start, 1),
+                          .skip_end = greater(j->tea_end, 1), .steps = j->steps };
     m->tea_call = -1;
     if (j->tea_threshold != 0) {
         m->tea.last = tensor_new_high(r->arena, SHAPE(m->condition.rows * tokens, d->hidden_size));
@@ -1527,9 +1523,8 @@ static void smooth(const run *r, const vae *v, tensor video)
     if (count <= 0)
         return;
     int64_t back = vae_video_frames(c, vae_latent_frames(c, count));
-    if (back != count && back != 1)
-        die(BAD_INPUT, "decode: smoothing codes %lld of %lld frames again and gets %lld back; choose another --frames",
-            ll(count), ll(video.dim[0]), ll(back));
+    NEED(back == count || back == 1, "decode: smoothing codes %lld of %lld frames again and gets %lld back; choose "
+         "another --frames", ll(count), ll(video.dim[0]), ll(back));
     run inner = *r;
     inner.hooks = NULL;         /* the second pass's stages have no names */
     tensor part = tensor_part(video, before, count);            /* [T - m][H][W][3] */
@@ -2246,8 +2241,7 @@ static workload workload_new(arena *a, work_kind kind, dtype stored, const int64
     const tensor all[] = { e.x, e.k, e.v };
     for (int i = 0; i < 3; i++)
         tensor_fill(all[i], (real)0.5);
-    e.l.weight = (weight){ .data = (unsigned char *)e.k.data, .type = stored, .ndim = k[kind].ndim };
-    memcpy(e.l.weight.dim, k[kind].dim, sizeof k[kind].dim);
+    e.l.weight = weight_of((unsigned char *)e.k.data, stored, k[kind], NULL);
     return e;
 }
 
@@ -2697,7 +2691,7 @@ static void check_model(const job *j)
     const vae_config *v = vae_settings(j->vae);
     const dit_config *d = dit_settings(j->dit);
     long long clip_width = clip_settings(j->clip)->hidden_size, length = latent_length(j);
-    long long unit = 8 * d->patch_size > 16 ? 8 * d->patch_size : 16, steps = j->steps;
+    long long unit = greater(8 * d->patch_size, 16), steps = j->steps;
     long long points = j->sched.num_train_timesteps, most = points - (j->scheduler == DPMPP);
     long long least = j->scheduler == PNDM && !j->sched.skip_prk_steps ? 4 : 1;
     double apart = (double)points / (double)steps;
@@ -2726,7 +2720,7 @@ static const char *const fp8_words[] = { "lite", "strong", "extreme" };     /* f
  * (an update may fit no layer, a picture be smaller than a tile). (TeaCache: denoise.) */
 static void report_changes(const job *j)
 {
-    long long calls = j->steps - j->enhance_start - j->enhance_end;
+    int64_t calls = j->steps - j->enhance_start - j->enhance_end;
     if (j->quiet)
         return;
     for (int i = 0; i < j->nloras; i++) {
@@ -2743,7 +2737,7 @@ static void report_changes(const job *j)
         fprintf(stderr, "rng: a GPU's of %d multiprocessors with %d threads each, in %s\n", j->rng.sms, j->rng.threads,
                 j->rng.bf16 ? "bf16" : "f32");
     if (j->enhance)
-        fprintf(stderr, "enhance-a-video: weight %g in %lld calls\n", j->enhance_weight, calls > 0 ? calls : 0);
+        fprintf(stderr, "enhance-a-video: weight %g in %lld calls\n", j->enhance_weight, ll(greater(calls, 0)));
     if (j->tiling.given) {
         const vae_config *c = vae_settings(j->vae);
         int64_t h = j->height, w = j->width, scale = vae_scale(c);
@@ -2973,7 +2967,7 @@ static double read_cost(const char *path)
  * moving down (y > 0) up. Static below 1/640 of the shorter side a frame, 0.2 pixels of 128. */
 static const char *camera_word(double x, double y, int64_t w, int64_t h)
 {
-    double still = (double)(w < h ? w : h) / 640;
+    double still = (double)lesser(w, h) / 640;
     if (fabs(x) < still && fabs(y) < still)
         return "static";
     return fabs(x) >= fabs(y) ? x > 0 ? "left" : "right" : y > 0 ? "up" : "down";
@@ -3212,6 +3206,9 @@ static void draw_waves(tour *t, string *p, st_entry e)
         put_figure(p, map_of(t->waves, 1, t->numbers, t->waved, 1), NULL, text_of("a row a call, the first on top"));
 }
 
+/* The patch that is followed stands in the middle of its frame: its place there, row by row. */
+static int64_t patch_place(const tour *t) { return t->gh / 2 * t->gw + t->gw / 2; }
+
 /* The table F64 [gh][gw][head / 2][cos, sin]: cosines of some pairs, the first half of which turn with x and the others
  * with y; and what turning alone makes of q k for the patch.
  *
@@ -3223,7 +3220,7 @@ static void draw_waves(tour *t, string *p, st_entry e)
 static void draw_rotary(tour *t, string *p, st_entry e)
 {
     int64_t places = t->gh * t->gw, head = e.shape.dim[2], pairs = head / 4;    /* pairs: of one axis */
-    const double *table = e.data, *here = table + (t->gh / 2 * t->gw + t->gw / 2) * head;
+    const double *table = e.data, *here = table + patch_place(t) * head;
     real *turns = allocate((size_t)(places * head), sizeof *turns), *near = allocate((size_t)places, sizeof *near);
     for (int64_t i = 0; i < places * head; i++) {
         turns[i] = (real)table[i];
@@ -3284,7 +3281,7 @@ static real *shares_of(const tour *t, const real *k, int64_t n)
  * attn1.k: a map for each latent frame. Colours go by the root of a share, since most shares are small. */
 static void draw_attention(tour *t, string *p, st_entry e)
 {
-    int64_t area = t->gh * t->gw, n = e.shape.dim[1], patch = t->frames / 2 * area + t->gh / 2 * t->gw + t->gw / 2;
+    int64_t area = t->gh * t->gw, n = e.shape.dim[1], patch = t->frames / 2 * area + patch_place(t);
     const real *row = (const real *)e.data + (t->rows - 1) * n * t->d;
     if (!strcmp(e.name, "attn1.q")) {
         t->query = row + patch * t->d;      /* the memory is attend's until its attn1.k was shown */
@@ -3358,7 +3355,7 @@ static void draw_sublayer(tour *t, string *p, st_entry e)
  * middle have none: what block 3 leaves is what block 4 gets. */
 static void draw_stream(tour *t, string *p, st_entry e)
 {
-    int64_t far = t->layers - 1 - t->block, arcs = t->layers / 2 - 1, depth = t->block < far ? t->block : far;
+    int64_t far = t->layers - 1 - t->block, arcs = t->layers / 2 - 1, depth = lesser(t->block, far);
     draw_sublayer(t, p, e);
     print_to(p, " ");
     for (int64_t i = 0; i < depth; i++)
@@ -3750,9 +3747,9 @@ static void put_section(string *p, const tour *t, int i)
 static void command_tour(job *j)
 {
     const char *path = j->out;
-    if (strcmp(path, "-") && !ends_with(path, ".html"))
-        die(BAD_INPUT, "--output: got %s, expected NAME.html, or - for standard output", path);
-    if (strcmp(path, "-"))
+    bool standard = strcmp(path, "-") == 0;
+    NEED(standard || ends_with(path, ".html"), "--output: got %s, expected NAME.html, or - for standard output", path);
+    if (!standard)
         output_check(path);
     j->hooks = &j->watch;
     tour *t = j->hooks->looker = allocate(1, sizeof *t);
@@ -4619,8 +4616,8 @@ static void read_options(job *j, int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         if (!(o = next_option(argc, argv, &i, &value)))
             continue;
-        if (!(o->commands & FOR(j->command)))
-            die(BAD_INPUT, "--%s: not an option of %s; ruyi --help lists them", o->name, command_rows[j->command].name);
+        NEED(o->commands & FOR(j->command), "--%s: not an option of %s; ruyi --help lists them", o->name,
+             command_rows[j->command].name);
         o->take(j, o, value);
         if (!(o->commands & NEUTRAL))
             j->options = hash_bytes(hash_bytes(j->options, o->name, strlen(o->name)), value, strlen(value));

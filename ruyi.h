@@ -304,6 +304,7 @@ size_t arena_mark_high(const arena *a);
 void arena_reset_high(arena *a, size_t mark);
 void *arena_alloc(arena *a, size_t count, size_t size);     /* 64-byte aligned; NULL while planning */
 
+weight weight_of(const unsigned char *data, dtype type, shape s, const char *key);
 tensor tensor_of(real *data, shape s);
 tensor tensor_new(arena *a, shape s);
 tensor tensor_new_high(arena *a, shape s);          /* from the high end: survives arena_reset */

@@ -93,10 +93,9 @@ arena arena_plan(void) { return (arena){ .size = SIZE_MAX / 2, .planning = true 
 arena arena_new(size_t bytes)
 {
     arena a = { .size = (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT };
-    a.base = aligned_alloc(ALIGNMENT, a.size);
-    if (!a.base)                /* what the plan found is what is missing now, before the first hour of work */
-        die(SYSTEM_ERROR, "memory: arena: wanted %zu bytes, got none; "
-            "use a smaller --size, fewer --frames, or a machine with more memory", a.size);
+    a.base = aligned_alloc(ALIGNMENT, a.size);      /* what is missing is missing now, before the first hour of work */
+    MUST(a.base, "memory: arena: wanted %zu bytes, got none; use a smaller --size, fewer --frames, or a machine with "
+         "more memory", a.size);
 #ifdef MADV_HUGEPAGE
     uintptr_t page = 4096, first = ((uintptr_t)a.base + page - 1) / page * page, end = (uintptr_t)a.base + a.size;
     if (end > first + page)     /* a hint: 2 MB pages make the first touch many times faster */
@@ -121,9 +120,8 @@ void arena_reset_high(arena *a, size_t mark) { a->high = mark; }
  * some --size or --frames that no machine can hold. */
 static size_t padded(size_t count, size_t size)
 {
-    if (size && count > SIZE_MAX / 4 / size)
-        die(BAD_INPUT, "memory: a tensor of %zu x %zu bytes cannot be addressed; "
-            "use a smaller --size or fewer --frames", count, size);
+    NEED(!size || count <= SIZE_MAX / 4 / size, "memory: a tensor of %zu x %zu bytes cannot be addressed; use a "
+         "smaller --size or fewer --frames", count, size);
     return (count * size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
@@ -156,6 +154,14 @@ void *arena_alloc(arena *a, size_t count, size_t size)
  * io.c). While planning data is NULL; every loop over elements then has nothing to do.
  */
 
+/* A parameter of that shape, without updates or rounding, on those bytes. */
+weight weight_of(const unsigned char *data, dtype type, shape s, const char *key)
+{
+    weight w = { .data = data, .type = type, .ndim = s.ndim, .key = key };
+    memcpy(w.dim, s.dim, sizeof w.dim);
+    return w;
+}
+
 /* A view of that shape on those elements. */
 tensor tensor_of(real *data, shape s)
 {
@@ -169,8 +175,8 @@ size_t shape_count(shape s)
 {
     size_t n = 1;
     for (int i = 0; i < s.ndim; i++) {
-        if (s.dim[i] < 0 || (s.dim[i] && n > (size_t)(INT64_MAX / s.dim[i])))
-            die(BAD_INPUT, "memory: a tensor with a side of %lld cannot be addressed", ll(s.dim[i]));
+        NEED(s.dim[i] >= 0 && (!s.dim[i] || n <= (size_t)(INT64_MAX / s.dim[i])),
+             "memory: a tensor with a side of %lld cannot be addressed", ll(s.dim[i]));
         n *= (size_t)s.dim[i];
     }
     return n;
@@ -208,17 +214,16 @@ shape tensor_shape(tensor x)
 /* The same elements in another shape of the same count: video as tokens [T][H][W][C] -> [T H W][C], and back. */
 tensor tensor_view(tensor x, shape s)
 {
-    if ((int64_t)shape_count(s) != tensor_count(x))
-        die(SYSTEM_ERROR, "internal: view of %lld elements as %zu", ll(tensor_count(x)), shape_count(s));
+    MUST((int64_t)shape_count(s) == tensor_count(x), "internal: view of %lld elements as %zu", ll(tensor_count(x)),
+         shape_count(s));
     return tensor_of(x.data, s);
 }
 
 /* x[first : first + count] along the first dimension: frames of a video, rows of a batch. No copy. */
 tensor tensor_part(tensor x, int64_t first, int64_t count)
 {
-    if (first < 0 || count < 0 || first + count > x.dim[0])
-        die(SYSTEM_ERROR, "internal: part %lld + %lld of %lld",
-            ll(first), ll(count), ll(x.dim[0]));
+    MUST(first >= 0 && count >= 0 && first + count <= x.dim[0], "internal: part %lld + %lld of %lld", ll(first),
+         ll(count), ll(x.dim[0]));
     if (x.data && x.dim[0])
         x.data += first * (tensor_count(x) / x.dim[0]);
     x.dim[0] = count;
@@ -231,10 +236,8 @@ static void tensor_check(tensor x, shape expected, const char *what)
     bool same = x.ndim == expected.ndim;
     for (int i = 0; same && i < x.ndim; i++)
         same = x.dim[i] == expected.dim[i];
-    if (!same)
-        die(SYSTEM_ERROR, "internal: %s: got [%lld, %lld, ...] of %d dimensions, expected [%lld, %lld, ...] of %d",
-            what, ll(x.dim[0]), ll(x.dim[1]), x.ndim,
-            ll(expected.dim[0]), ll(expected.dim[1]), expected.ndim);
+    MUST(same, "internal: %s: got [%lld, %lld, ...] of %d dimensions, expected [%lld, %lld, ...] of %d", what,
+         ll(x.dim[0]), ll(x.dim[1]), x.ndim, ll(expected.dim[0]), ll(expected.dim[1]), expected.ndim);
 }
 
 /* Every element becomes value. */
@@ -247,9 +250,8 @@ void tensor_fill(tensor x, real value)
 /* The elements of `from` in order, whatever the two shapes are; their counts must agree, their memory may overlap. */
 void tensor_copy(tensor to, tensor from)
 {
-    if (tensor_count(to) != tensor_count(from))
-        die(SYSTEM_ERROR, "internal: copy of %lld elements to %lld",
-            ll(tensor_count(from)), ll(tensor_count(to)));
+    MUST(tensor_count(to) == tensor_count(from), "internal: copy of %lld elements to %lld", ll(tensor_count(from)),
+         ll(tensor_count(to)));
     if (to.data)
         memmove(to.data, from.data, (size_t)tensor_count(to) * sizeof(real));
 }
@@ -721,7 +723,8 @@ static void pack_group(const product *p, const panel *w, int64_t n, int64_t firs
     int width = group_width(w, n);
     int64_t count = lesser(CHUNK, p->k - first), next = lesser(CHUNK, p->k - first - count);
     real *out = panel_at(w, n, first, count);
-    memset(wide, 0, WIDE * sizeof(real));       /* columns beyond n1 are zero */
+    if (w->n1 - n < width)
+        memset(wide, 0, WIDE * sizeof(real));   /* columns beyond n1 are zero */
     for (int i = 0; i < lesser(width, w->n1 - n); i++) {
         weight_prefetch(p->w, (n + i) * p->k + first + count, next);
         weight_row(p->w, n + i, first, count, wide + i * STRIDE);
@@ -802,7 +805,7 @@ static void product_run(arena *a, const product *p)
     int64_t threads = ruyi_threads(), tiles = divide_up(p->m, MR), panels = 1 + p->n * p->k / PANEL;
     int64_t columns = divide_up(divide_up(p->n, panels), NR) * NR, spans = divide_up(columns, BLOCK_N);
     int64_t blocks = divide_up(tiles, BLOCK_M / MR), least = divide_up(3 * threads, spans);
-    blocks = lesser(divide_up(blocks < least ? least : blocks, threads) * threads, tiles);
+    blocks = lesser(divide_up(greater(blocks, least), threads) * threads, tiles);
     real *scratch = arena_alloc(a, (size_t)threads * PRODUCT_SCRATCH, sizeof(real));
     panel w = { .packed = arena_alloc(a, (size_t)(p->k * columns), sizeof(real)) };
     bool large = p->m * p->n * p->k > 1 << 20;
@@ -833,10 +836,9 @@ void linear_to(arena *a, tensor y, tensor x, layer l)
     weight w = l.weight, b = l.bias;
     size_t mark = arena_mark(a);
     int64_t k = x.dim[x.ndim - 1], n = w.dim[0], m = k ? tensor_count(x) / k : 0;
-    if (weight_count(w) != n * k || y.dim[y.ndim - 1] != n || tensor_count(y) != m * n ||
-        (b.data && weight_count(b) != n))
-        die(SYSTEM_ERROR, "internal: linear %s: input has %lld columns, weight is %lld x %lld", w.key, ll(k),
-            ll(n), ll(n ? weight_count(w) / n : 0));
+    MUST(weight_count(w) == n * k && y.dim[y.ndim - 1] == n && tensor_count(y) == m * n &&
+         (!b.data || weight_count(b) == n), "internal: linear %s: input has %lld columns, weight is %lld x %lld", w.key,
+         ll(k), ll(n), ll(n ? weight_count(w) / n : 0));
     const real *bias = weight_vector(a, b);
     product_run(a, &(product){ .m = m, .n = n, .k = k, .w = w, .bias = bias, .y = y.data,
                                .copy = linear_copy, .x = x.data });
@@ -990,9 +992,9 @@ void conv(arena *a, tensor y, tensor x, conv_spec s, layer l)
 {
     weight w = l.weight;
     int64_t taps = s.kernel[0] * s.kernel[1] * s.kernel[2], cin = x.dim[3];
-    if (x.ndim != 4 || y.ndim != 4 || w.dim[1] != taps || w.dim[2] != cin || y.dim[3] != w.dim[0])
-        die(SYSTEM_ERROR, "internal: conv %s: input has %lld channels, weight is %lld x %lld x %lld", w.key,
-            ll(cin), ll(w.dim[0]), ll(w.dim[1]), ll(w.dim[2]));
+    MUST(x.ndim == 4 && y.ndim == 4 && w.dim[1] == taps && w.dim[2] == cin && y.dim[3] == w.dim[0],
+         "internal: conv %s: input has %lld channels, weight is %lld x %lld x %lld", w.key, ll(cin), ll(w.dim[0]),
+         ll(w.dim[1]), ll(w.dim[2]));
     size_t mark = arena_mark(a);
     const real *bias = weight_vector(a, l.bias);
     conv_rows c = { .x = x.data, .in = { x.dim[0], x.dim[1], x.dim[2], cin },
@@ -1289,8 +1291,8 @@ void layer_norm(arena *a, tensor y, tensor x, layer l, double eps)
 {
     size_t mark = arena_mark(a);
     int64_t n = x.dim[x.ndim - 1], rows = n ? tensor_count(x) / n : 0;
-    if (tensor_count(y) != rows * n || (l.weight.data && weight_count(l.weight) != n))
-        die(SYSTEM_ERROR, "internal: layer_norm %s: rows of %lld", l.weight.key ? l.weight.key : "", ll(n));
+    MUST(tensor_count(y) == rows * n && (!l.weight.data || weight_count(l.weight) == n),
+         "internal: layer_norm %s: rows of %lld", l.weight.key ? l.weight.key : "", ll(n));
     const real *scale = weight_vector(a, l.weight), *shift = weight_vector(a, l.bias);
     arena_reset(a, mark);
     if (!x.data)
@@ -1371,10 +1373,9 @@ void group_norm(arena *a, tensor y, tensor x, int64_t groups, int64_t span, laye
     size_t mark = arena_mark(a);
     group_sums g = { .x = x.data, .rows = x.dim[0] * x.dim[1], .width = x.dim[2], .channels = x.dim[3],
                      .groups = groups };
-    if (x.ndim != 4 || g.channels % groups || x.dim[0] % span || tensor_count(x) != tensor_count(y) ||
-        weight_count(l.weight) != g.channels)
-        die(SYSTEM_ERROR, "internal: group_norm %s: %lld channels in %lld groups", l.weight.key,
-            ll(g.channels), ll(groups));
+    MUST(x.ndim == 4 && g.channels % groups == 0 && x.dim[0] % span == 0 && tensor_count(x) == tensor_count(y) &&
+         weight_count(l.weight) == g.channels, "internal: group_norm %s: %lld channels in %lld groups", l.weight.key,
+         ll(g.channels), ll(groups));
     const real *scale = weight_vector(a, l.weight), *shift = weight_vector(a, l.bias);
     int64_t span_rows = span * x.dim[1], n = x.dim[0] / span * g.channels;
     g.sums = arena_alloc(a, (size_t)(g.rows * groups), sizeof(double));
@@ -1465,9 +1466,8 @@ void activate(tensor x, activation f)
 /* y += x, element by element: what every residual branch ends in. Shapes may differ, counts may not. */
 void add(tensor y, tensor x)
 {
-    if (tensor_count(y) != tensor_count(x))
-        die(SYSTEM_ERROR, "internal: add %lld elements to %lld",
-            ll(tensor_count(x)), ll(tensor_count(y)));
+    MUST(tensor_count(y) == tensor_count(x), "internal: add %lld elements to %lld", ll(tensor_count(x)),
+         ll(tensor_count(y)));
     int64_t n = y.data ? tensor_count(y) : 0;
     bool large = n > SMALL;
     PARALLEL_FOR_EVEN

@@ -173,7 +173,7 @@ static void read_channels(config file, vae_config *c)
     int n = config_ints(file, "ch_mult", mult, MAX_LEVELS);
     int stated = config_ints(file, "block_out_channels", unused, MAX_LEVELS);
     c->levels = n < 0 ? 4 : n;
-    c->block_out_channels = stated < 0 ? 0 : stated;
+    c->block_out_channels = greater(stated, 0);
     CONFIG_NEED(n != 0, file, "ch_mult", "expected at least one number");
     for (int64_t i = 0; i < c->levels; i++) {
         CONFIG_NEED(mult[i] >= 1 && mult[i] <= 65536, file, "ch_mult", "expected numbers from 1 to 65536");
@@ -972,7 +972,7 @@ int64_t vae_tiles(const vae_config *c, bool decode, int64_t h, int64_t w)
     int64_t size = decode ? c->tile_latent_min_size : c->tile_sample_min_size;
     if (!(decode ? c->tile_decoder : c->tile_encoder) || (h <= size && w <= size))
         return 1;
-    tiling g = tiling_of(c, decode, (tensor){ .ndim = 4, .dim = { 1, h, w, 1 } });
+    tiling g = tiling_of(c, decode, tensor_of(NULL, SHAPE(1, h, w, 1)));
     return g.rows * g.columns;
 }
 

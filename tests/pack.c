@@ -100,12 +100,8 @@ static char *evidence(const safetensors *f, const char *id, const char *prefix, 
 {
     char *columns = NULL;
     for (int c = 0; c < CLASSES; c++) {
-        char reason[REASON], *text = NULL;
-        json member = json_member(f->metadata, classes[c].floors), floors = { 0 };
-        if (member.text)
-            text = json_string(member);
-        if (text && !json_check(text, strlen(text), false, &floors, reason))
-            die(BAD_INPUT, "%s: metadata %s: %s; make the file again", f->path, classes[c].floors, reason);
+        json floors;
+        char *text = read_floors(f, &classes[c], &floors);
         double nearest = INFINITY, its_floor = -1, its_limit = -1;
         for (int64_t i = 0; i < f->count; i++) {
             const st_tensor *t = &f->tensors[i];

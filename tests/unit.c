@@ -55,17 +55,16 @@ static const st_tensor *need_tensor(const safetensors *f, const char *format, ..
 static double number_of(const st_tensor *t, int64_t i) { return element(t, (uint64_t)i); }
 
 /* A stored parameter as the kernels take it. */
-static weight weight_of(const st_tensor *t)
+static weight stored_weight(const st_tensor *t)
 {
-    weight w = { .data = t->data, .type = t->type, .ndim = t->ndim, .key = t->name };
-    for (int i = 0; i < t->ndim; i++)
-        w.dim[i] = t->dim[i];
-    return w;
+    shape s = { .ndim = t->ndim };
+    memcpy(s.dim, t->dim, (size_t)t->ndim * sizeof *t->dim);
+    return weight_of(t->data, t->type, s, t->name);
 }
 
 static layer layer_of(const safetensors *f, const char *name)
 {
-    return (layer){ weight_of(need_tensor(f, "%s.weight", name)), weight_of(need_tensor(f, "%s.bias", name)) };
+    return (layer){ stored_weight(need_tensor(f, "%s.weight", name)), stored_weight(need_tensor(f, "%s.bias", name)) };
 }
 
 /* A stored tensor as it is, or [C][T][H][W] as [T][H][W][C]. */
@@ -456,7 +455,7 @@ static void test_formats(void)
 
 static weight taps_last(const st_tensor *t)
 {
-    weight w = weight_of(t);
+    weight w = stored_weight(t);
     int64_t taps = w.dim[2] * w.dim[3] * w.dim[4];
     double *copy = arena_alloc(&memory, (size_t)t->count, sizeof *copy);
     for (int64_t i = 0; i < (int64_t)t->count; i++)
@@ -467,7 +466,7 @@ static weight taps_last(const st_tensor *t)
 /* One stored convolution: conv.strideS.flagN.tT and, after a first cached slice, two that follow it. */
 static void check_conv(const safetensors *f, int stride, pad_mode time, const char *name, tensor *cache)
 {
-    layer l = { taps_last(need_tensor(f, "conv.stride%d.weight", stride)), weight_of(need_tensor(f, "conv.stride%d.bias", stride)) };
+    layer l = { taps_last(need_tensor(f, "conv.stride%d.weight", stride)), stored_weight(need_tensor(f, "conv.stride%d.bias", stride)) };
     const st_tensor *want = need_tensor(f, "%s.out", name);
     tensor x = tensor_from(need_tensor(f, "%s.in", name), true), y = tensor_new(&memory, SHAPE(want->dim[1], want->dim[2], want->dim[3], want->dim[0]));
     conv_spec s = { .kernel = { 3, 3, 3 }, .stride = { stride, stride, stride }, .pad = stride == 1, .up = 1, .time = time, .cache = cache };
